@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from llmsched.core.amounts import flavor_of, need_milli
+from llmsched.core.amounts import flavor_of, need_milli, options_of
 from llmsched.core.quota import QuotaTree
 from llmsched.core.records import GangState, amount_of
 from llmsched.core.trial import Trial
@@ -35,6 +35,30 @@ def is_inside(trial: Trial, spec: Workload, size: int, option: int) -> bool:
     branch = quota.branch(spec.queue, flavor)
     kept = trial.held_quota.get((spec.queue, quota.row_of(spec.queue, flavor)), 0)
     return branch is not None and branch.used - kept + need_milli(spec, size, option) <= branch.subtree
+
+
+def waits_for_owners(trial: Trial, spec: Workload) -> bool:
+    """Whether it asks for more than its queue owns, but for what endpoints have of that, and owners use what it would
+    borrow. It waits for as long as they do. Nothing is kept for it meanwhile: its own queue would be kept from what it
+    owns, for ever."""
+    state = trial.state
+    if not state.quota.enforced:
+        return False
+    served: dict[str, int] = {}
+    for name in state.holding:
+        each = state.gangs[name]
+        if each.spec.queue == spec.queue and each.spec.kind == "serve":
+            for row, (_, milli) in need_by_row(trial, each.spec, trial.held(each)).items():
+                served[row] = served.get(row, 0) + milli
+    for option in options_of(spec):
+        flavor, need = flavor_of(spec, option), need_milli(spec, spec.min_size, option)
+        branch = state.quota.branch(spec.queue, flavor)
+        own = served.get(state.quota.row_of(spec.queue, flavor), 0)
+        if branch is not None and need + own <= branch.subtree:
+            return False
+        if state.quota.left_by_owners(spec.queue, flavor, own) >= need:
+            return False
+    return True
 
 
 class KeptQuota:

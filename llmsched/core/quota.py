@@ -212,6 +212,18 @@ class QuotaTree:
         found = self.branch(queue, flavor)
         return found.available() if found is not None else 0
 
+    def left_by_owners(self, queue: str, flavor: str | None, own: int) -> int:
+        """What a queue could take if it had `own` alone, and of the others none had more than it owns."""
+        other = self.twin()
+        mine = other.branch(queue, flavor)
+        if mine is None:
+            return 0
+        for branch in other.rows[self.row_of(queue, flavor)].values():
+            beyond = branch.used - (own if branch is mine else branch.subtree)
+            if branch.name.startswith("queue:") and beyond > 0:
+                branch.release(beyond)
+        return mine.available()
+
     def most(self, queue: str, flavor: str | None) -> int:
         if not self.enforced:
             return UNLIMITED

@@ -166,6 +166,26 @@ def test_it_does_so_where_others_borrow_as_well_and_an_owner_takes_less_than_it_
     assert started is not None and started <= 500.0 + HOLD_S + 3 * LASTS_S + 1.0
 
 
+def test_one_that_waits_for_what_owners_use_keeps_its_own_queue_from_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It lacks two GPUs of another queue, which uses all that it owns. For ever nothing of its own queue started beside
+    the four GPUs that this one owns."""
+    given = cluster("1 node x 8").queue("a", 4).queue("b", 4).running("theirs", 4, queue="b")
+    wide = Workload("wide", "wide", "task", (gang_of(None),), min_size=6, max_size=6, queue="a")
+    given.state.apply(facts.Submitted(100.0, wide))
+    in_turn(monkeypatch, "a")
+    started = start_of(given, Workload("large", "large", "task", (gang_of(None, gpus=4),), queue="a"), {}, 4500.0)
+    assert started is not None and started <= 500.0 + HOLD_S + 2 * LASTS_S + 1.0
+    assert given.state.gangs["wide/0"].status.value == "queued"
+
+
+def test_it_is_held_for_again_as_soon_as_owners_use_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = cluster("1 node x 8").queue("a", 4).queue("b", 4).running("theirs", 2, queue="b")
+    in_turn(monkeypatch, "a")
+    wide = Workload("wide", "wide", "task", (gang_of(None),), min_size=6, max_size=6, queue="a")
+    started = start_of(given, wide, {}, 4500.0)
+    assert started is not None and started <= 500.0 + HOLD_S + 2 * LASTS_S + 1.0
+
+
 def test_work_without_gpus_takes_nothing_that_is_its_own_and_goes_on_beside_who_is_overdue() -> None:
     given = cluster("1 node x 4").queue("a", 0).queue("b", 4).running("runs", 1, queue="b", preemptible=False)
     given.pending("large", 4, queue="a").after(100 * HOLD_S)

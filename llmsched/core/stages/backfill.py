@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from llmsched.core.amounts import flavor_of, flavors_of, least_milli, need_milli, options_of
 from llmsched.core.explain import Reason
-from llmsched.core.kept_quota import is_inside
+from llmsched.core.kept_quota import is_inside, waits_for_owners
 from llmsched.core.message import RESERVATION, Ref, say, workload
 from llmsched.core.planned import Promise, earliest, ends, gives_way, in_pool, least, leaves_room, use_spare
 from llmsched.core.records import GangState, size_of
@@ -304,7 +304,7 @@ class Calendar:
             spec = gang.spec
             is_short = self._lacks_quota(gang)
             keys = [spec.queue] if is_short else flavors_of(spec)
-            if all((is_short, key) in kept for key in keys):
+            if all((is_short, key) in kept for key in keys) or (is_short and waits_for_owners(self.trial, spec)):
                 continue
             promise = earliest(self.this, gang, spec.min_size, self.windows, self.promises)
             if promise is not None:
