@@ -37,28 +37,43 @@ def is_inside(trial: Trial, spec: Workload, size: int, option: int) -> bool:
     return branch is not None and branch.used - kept + need_milli(spec, size, option) <= branch.subtree
 
 
-def waits_for_owners(trial: Trial, spec: Workload) -> bool:
-    """Whether it asks for more than its queue owns, but for what endpoints have of that, and owners use what it would
-    borrow. It waits for as long as they do. Nothing is kept for it meanwhile: its own queue would be kept from what it
-    owns, for ever."""
-    state = trial.state
-    if not state.quota.enforced:
-        return False
-    served: dict[str, int] = {}
-    for name in state.holding:
-        each = state.gangs[name]
-        if each.spec.queue == spec.queue and each.spec.kind == "serve":
-            for row, (_, milli) in need_by_row(trial, each.spec, trial.held(each)).items():
-                served[row] = served.get(row, 0) + milli
-    for option in options_of(spec):
-        flavor, need = flavor_of(spec, option), need_milli(spec, spec.min_size, option)
-        branch = state.quota.branch(spec.queue, flavor)
-        own = served.get(state.quota.row_of(spec.queue, flavor), 0)
-        if branch is not None and need + own <= branch.subtree:
+class Owners:
+    """What owners have, as things stand."""
+
+    def __init__(self, trial: Trial) -> None:
+        self._trial = trial
+        self._served: dict[str, dict[str, int]] = {}  # by queue and row: what endpoints have, thousandths of GPUs
+        self._left: dict[tuple[str, str], int] = {}
+
+    def keep_out(self, spec: Workload) -> bool:
+        """Whether a gang asks for more than its queue owns, but for what endpoints have of that, and owners use what it
+        would borrow. It waits for as long as they do. Nothing is kept for it meanwhile: its own queue would be kept
+        from what it owns, for ever."""
+        quota = self._trial.state.quota
+        if not quota.enforced:
             return False
-        if state.quota.left_by_owners(spec.queue, flavor, own) >= need:
-            return False
-    return True
+        for option in options_of(spec):
+            flavor, need = flavor_of(spec, option), need_milli(spec, spec.min_size, option)
+            row, branch = quota.row_of(spec.queue, flavor), quota.branch(spec.queue, flavor)
+            own = self._of_endpoints(spec.queue).get(row, 0)
+            if branch is not None and need + own <= branch.subtree:
+                return False
+            if (spec.queue, row) not in self._left:
+                self._left[spec.queue, row] = quota.left_by_owners(spec.queue, flavor, own)
+            if self._left[spec.queue, row] >= need:
+                return False
+        return True
+
+    def _of_endpoints(self, queue: str) -> dict[str, int]:
+        if queue not in self._served:
+            trial, served = self._trial, dict[str, int]()
+            for name in trial.state.holding:
+                each = trial.state.gangs[name]
+                if each.spec.queue == queue and each.spec.kind == "serve":
+                    for row, (_, milli) in need_by_row(trial, each.spec, trial.held(each)).items():
+                        served[row] = served.get(row, 0) + milli
+            self._served[queue] = served
+        return self._served[queue]
 
 
 class KeptQuota:

@@ -45,7 +45,7 @@ class Promise:
     hold: bool = False  # made because the gang has waited long
     is_inside: bool = False  # of a hold: its queue owns what it needs, and has that now
     quota: KeptQuota | None = None  # of a hold, where quotas are enforced: what it keeps of them
-    overdue: int = 0  # of a hold by which it should have begun: all nodes that it may be on
+    overdue: int = 0  # of a hold that should have been redeemed by now: nodes that later work keeps from it
     evicts: bool = False  # it was planned as if those had left that may be evicted for it
     is_owed: bool = False  # one that evicts: as the gang has waited long, not for its priority alone
     beside: list[str] | None = None  # cache of leaves_room: who holds something on its nodes

@@ -116,7 +116,7 @@ def test_who_may_not_grow_for_a_planned_start_is_asked_again_when_that_may_move(
 def test_stages_compare_the_clock_through_what_names_the_moment() -> None:
     """Whoever compares a time with `now` by itself may turn its answer at a moment that nobody has named."""
     known = {
-        "hold_for_the_longest": "it names the soonest of all that are to come",
+        "_patient": "it names the soonest of all that are to come",
         "is_due": "the plan names the next ranking",
         "_ended_by_clock": "words for people",
         "is_hopeless": "who is kept out by it is told `would_delay`, which is asked again",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import heapq
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from ledger import Given, Launch, Nominate, Preempt, Resize, cluster
 
 from llmsched.core import decisions, facts
+from llmsched.core.configuration import Queue, Quota
 from llmsched.core.scheduler import turn
 from llmsched.core.state import State
 from llmsched.core.workload import Group, Option, Resources, Workload
@@ -184,6 +186,55 @@ def test_it_is_held_for_again_as_soon_as_owners_use_less(monkeypatch: pytest.Mon
     wide = Workload("wide", "wide", "task", (gang_of(None),), min_size=6, max_size=6, queue="a")
     started = start_of(given, wide, {}, 4500.0)
     assert started is not None and started <= 500.0 + HOLD_S + 2 * LASTS_S + 1.0
+
+
+LARGE = Workload("large", "large", "task", (gang_of("B", gpus=4),))
+
+
+@pytest.mark.parametrize("what", ["another accelerator", "more than a node has", "a node that is drained"])
+def test_it_does_so_though_many_before_it_cannot_be_held_for(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """Sixteen classes were looked at, whether each was held for or not: whoever came after them waited for ever."""
+    given = cluster("1 node x 4 A, 1 node x 4 B").running("long", 4, flavor="A", max_runtime_s=300_000.0)
+    flavor = "A" if what == "another accelerator" else "B"
+    amount = 8000 if what == "more than a node has" else 4000
+    for number in range(20):
+        unlike = Resources(amount, memory_bytes=number << 20)
+        group = Group("workers", 1, (Option(flavor, unlike),))
+        labels = (("disk", "none"),) if what == "a node that is drained" else ()
+        one = Workload(f"w{number}", f"w{number}", "task", (group,), node_labels=labels)
+        given.state.apply(facts.Submitted(100.0, one))
+    on_b = gang_of("B")
+    monkeypatch.setitem(globals(), "work", lambda name, gpus, **more: Workload(name, name, "task", (on_b,), **more))
+    started = start_of(given, LARGE, {}, 4000.0)
+    assert started is not None and started <= 500.0 + HOLD_S + 2 * LASTS_S + 1.0
+
+
+def test_it_does_so_while_one_before_it_waits_for_a_node_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On each accelerator one is held for: the first one's node had work without an end."""
+    given = cluster("2 nodes x 4")
+    first = given.nodes[0]
+    given.nodes[0] = replace(first, labels=(*first.labels, ("disk", "ssd")))
+    group = gang_of(None, gpus=4)
+    given.running("notebook", 1, max_runtime_s=300_000.0)
+    assert given.state.gangs["notebook/0"].held[0].node == first.id
+    picky = Workload("picky", "picky", "task", (group,), node_labels=(("disk", "ssd"),))
+    given.state.apply(facts.Submitted(100.0, picky))
+    started = start_of(given, Workload("large", "large", "task", (group,)), {}, 4500.0)
+    assert started is not None and started <= 500.0 + HOLD_S + 3 * LASTS_S + 1.0
+
+
+def test_one_that_would_borrow_there_is_not_held_for_against_owners_as_it_is_inside_elsewhere() -> None:
+    """Its queue owns four of A, which somebody else has: held for it were four of B, from those who own them."""
+    own = {"a": (4, 0), "b": (0, 4), "c": (0, 0)}
+    quotas = [(name, (("A", Quota(on_a * 1000)), ("B", Quota(on_b * 1000)))) for name, (on_a, on_b) in own.items()]
+    given = cluster("1 node x 4 A, 1 node x 4 B")
+    given.queues += [Queue(name, quotas=rows) for name, rows in quotas]
+    given.running("borrows", 4, flavor="A", queue="c").running("r", 3, flavor="B", queue="b")
+    either = Workload("either", "either", "task", (gang_of("A", "B", gpus=4),), queue="a")
+    given.state.apply(facts.Submitted(given.now, either))
+    given.turn()
+    single = Workload("single", "single", "task", (gang_of("B"),), queue="b")
+    assert given.after(100 * HOLD_S).turn(facts.Submitted(given.now, single)).decisions == [Launch("single", 1)]
 
 
 def test_work_without_gpus_takes_nothing_that_is_its_own_and_goes_on_beside_who_is_overdue() -> None:

@@ -15,7 +15,19 @@ from llmsched.core.records import GangState
 from llmsched.core.reserved import Row
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.shapes import Shape
-from llmsched.core.stages import consolidate, grow, guarantee, migrate, owe, place, preempt, redeem, shrink, size
+from llmsched.core.stages import (
+    consolidate,
+    grow,
+    guarantee,
+    longest,
+    migrate,
+    owe,
+    place,
+    preempt,
+    redeem,
+    shrink,
+    size,
+)
 from llmsched.core.stages.backfill import LATER_LOOKS, Calendar, place_within
 from llmsched.core.stages.line import UNBOUNDED, Line
 from llmsched.core.stages.unasked import Unasked
@@ -92,7 +104,7 @@ class Admission:
         if self.by_rank:
             owe.hold(self.this, self.calendar)
         else:
-            self.calendar.hold_for_the_longest()
+            longest.run(self.this, self.calendar)
         self.unasked.begin_round()
         line = Line(
             self.this,

@@ -21,16 +21,16 @@ from collections.abc import Iterable, Mapping
 from math import inf
 from typing import NamedTuple
 
-from llmsched.core.amounts import flavor_of, flavors_of, least_milli, need_milli, options_of
+from llmsched.core.amounts import flavor_of, least_milli, options_of
 from llmsched.core.explain import Reason
-from llmsched.core.kept_quota import is_inside, waits_for_owners
+from llmsched.core.kept_quota import is_inside
 from llmsched.core.message import RESERVATION, Ref, say, workload
-from llmsched.core.planned import Promise, earliest, ends, gives_way, in_pool, least, leaves_room, use_spare
+from llmsched.core.planned import Promise, earliest, gives_way, in_pool, least, leaves_room, use_spare
 from llmsched.core.records import GangState, size_of
 from llmsched.core.reservation import is_holder
 from llmsched.core.reserved import Row
 from llmsched.core.room import OPEN, Closed
-from llmsched.core.run_times import ends_by, longest_s, presumed_end, presumed_s, runtime_s
+from llmsched.core.run_times import ends_by, presumed_end, presumed_s, runtime_s
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages import place
 from llmsched.core.trial import Trial
@@ -41,7 +41,6 @@ PROTECTED = {"off": 0, "easy": 1, "conservative": 10}  # gangs with a planned st
 LATER_LOOKS = 100  # gangs per queue and pass that are tried behind a protected one
 BETWEEN_WINDOWS_S = 600.0  # who begins between two windows though it must leave for the second has so long at least
 LOOK_AGAIN_S = 60.0  # while somebody is kept out, and everybody who runs should have ended before
-HOLDS_TRIED = 16  # classes whose longest waiting gang is planned for, until an accelerator has one that may be kept
 
 
 class _KeptOut(NamedTuple):
@@ -99,7 +98,8 @@ class Calendar:
         not bind it and cannot be kept."""
         if any(promise.gang is gang and (promise.hold or self.keeps_out) for promise in self.promises):
             return True
-        free = [promise for promise in self.promises if promise.gang is not gang and not self._binds(promise, gang)]
+        others = (promise for promise in self.promises if promise.gang is not gang)
+        free = [promise for promise in others if not self._binds(promise, gang, placement)]
         if not free:
             return False
         ends_at = self.trial.now + runtime_s(self.trial.state, gang, size_of(gang.spec, placement), placement)
@@ -167,8 +167,8 @@ class Calendar:
         for promise in self.promises:
             if promise.gang is gang:
                 break
-            if self._binds(promise, gang):
-                is_late = promise.overdue & self._mask(placement) if promise.overdue else 0
+            if self._binds(promise, gang, placement):
+                is_late = promise.overdue & self.mask(placement) if promise.overdue else 0
                 if is_late and (_takes_gpus(gang) or not _takes_gpus(promise.gang)):
                     return promise
                 if not self._keeps(promise, gang, placement, ends_at):
@@ -181,10 +181,10 @@ class Calendar:
         mask = 0
         for promise in self.promises:
             if promise.overdue and promise.gang is not gang:
-                mask |= self._mask(promise.placement)
-        return mask if mask and mask & self._mask(placement) else 0
+                mask |= self.mask(promise.placement)
+        return mask if mask and mask & self.mask(placement) else 0
 
-    def _mask(self, placement: Placement) -> int:
+    def mask(self, placement: Placement) -> int:
         nodes, mask = self.trial.state.nodes, 0
         for placed in placement:
             mask |= 1 << nodes[placed.node].slot
@@ -200,7 +200,7 @@ class Calendar:
         smaller = self._gives_way(gang, promise)
         return smaller and leaves_room(self.trial, promise, least(gang.spec, placement), gang.spec, ends_at)
 
-    def _binds(self, promise: Promise, gang: GangState) -> bool:
+    def _binds(self, promise: Promise, gang: GangState, placement: Placement = ()) -> bool:
         """Whether `gang` must not delay it. A hold keeps nobody out who has a higher priority, or the same and came
         before, nor, where it borrows, who takes what is its own queue's."""
         if not promise.hold:
@@ -209,21 +209,22 @@ class Calendar:
             return False
         if promise.evicts and not promise.is_owed and gang.spec.priority >= promise.gang.spec.priority:
             return False
-        if _right(gang) < _right(promise.gang):
+        if right(gang) < right(promise.gang):
             return False
         if gang.spec.queue == promise.gang.spec.queue:
             return True
-        return promise.is_inside or not (_takes_gpus(gang) and self.is_inside(gang))
+        return promise.is_inside or not (_takes_gpus(gang) and self.is_inside(gang, placement))
 
     def _gives_way(self, gang: GangState, promise: Promise) -> bool:
         return gives_way(self.trial.state, gang.spec, promise.gang.spec)
 
-    def is_inside(self, gang: GangState) -> bool:
-        """Whether its queue owns all that it would then hold, with one of its options."""
+    def is_inside(self, gang: GangState, placement: Placement = ()) -> bool:
+        """Whether its queue owns all that it would then hold: there, or with one of its options."""
         if not self.trial.state.quota.enforced:
             return True
         spec = gang.spec
-        return any(is_inside(self.trial, spec, spec.min_size, option) for option in options_of(spec))
+        options = (placement[0].option,) if placement else options_of(spec)
+        return any(is_inside(self.trial, spec, spec.min_size, option) for option in options)
 
     def started(self, gang: GangState, placement: Placement) -> None:
         """Work was started beside the planned starts."""
@@ -274,55 +275,8 @@ class Calendar:
             if gang is not None and (not promise.hold or promise.pool or not self._binds(promise, gang)):
                 continue
             self.kept_out += gang is not None
-            mask |= promise.pool | self._mask(promise.placement)
+            mask |= promise.pool | self.mask(promise.placement)
         return mask
-
-    def hold_for_the_longest(self) -> None:
-        """Plan the start of those that have waited too long, before anybody is looked at."""
-        plan = self.this.plan
-        state, scheduling = self.trial.state, self.trial.state.configuration.scheduling
-        patience = scheduling.hold_after_s
-        if not patience:
-            return
-        rows, soonest, begun = [], inf, self.trial.begun
-        for since, serial in state.waiting.longest:
-            if since >= soonest:
-                break  # of thousands the soonest alone is named
-            shape = state.waiting.live[serial]
-            name = shape.since[0][1]
-            if name in begun:
-                since, name = next((row for row in shape.since if row[1] not in begun), (inf, ""))
-            if since + patience > plan.at:
-                soonest = min(soonest, since)
-            elif self.trial.nomination(state.gangs[name]) is None and name not in plan.nominations:
-                rows.append(_right(state.gangs[name]))
-        plan.wake(soonest + patience)
-        rows.sort()
-        kept: dict[tuple[bool, str | None], None] = {}
-        for _, _, name in rows[:HOLDS_TRIED]:
-            gang = state.gangs[name]
-            spec = gang.spec
-            is_short = self._lacks_quota(gang)
-            keys = [spec.queue] if is_short else flavors_of(spec)
-            if all((is_short, key) in kept for key in keys) or (is_short and waits_for_owners(self.trial, spec)):
-                continue
-            promise = earliest(self.this, gang, spec.min_size, self.windows, self.promises)
-            if promise is not None:
-                promise.hold, promise.is_inside = True, self.is_inside(gang)
-                if plan.has_come(gang.queued_since + patience + longest_s(state)):
-                    promise.overdue = place.eligible_by_any(self.trial, spec)
-                if promise.quota is not None:
-                    promise.quota.keep_own(self.trial, ends(self.trial, gang))
-                self.promises.append(promise)
-                kept.update(dict.fromkeys((is_short, key) for key in keys))
-
-    def _lacks_quota(self, gang: GangState) -> bool:
-        """Whether quota keeps it out with each of its options."""
-        spec = gang.spec
-        return all(
-            place.quota_refusal(self.trial, spec, flavor_of(spec, option), need_milli(spec, spec.min_size, option))
-            for option in options_of(spec)
-        )
 
     @property
     def longest_grace_s(self) -> float:
@@ -390,7 +344,7 @@ class Calendar:
             return
         if not (spec.is_elastic() or spec.kind == "serve" or gang.home or self.windows.rows):
             lasts = runtime_s(self.trial.state, gang, spec.min_size)
-            self._refused[shape.serial] = _KeptOut(lasts, _right(gang), refused)
+            self._refused[shape.serial] = _KeptOut(lasts, right(gang), refused)
 
     def refused_to_its_like(self, gang: GangState) -> place.Refused | None:
         """What one of its class was told that would delay a planned start, and so would this one, which takes no less
@@ -399,7 +353,7 @@ class Calendar:
         if known is None or gang.home or self.is_planned(gang):
             return None
         lasts = runtime_s(self.trial.state, gang, gang.spec.min_size, fastest=True)
-        return known.refused if lasts >= known.lasts and _right(gang) >= known.right else None
+        return known.refused if lasts >= known.lasts and right(gang) >= known.right else None
 
     def forget_refusals(self) -> None:
         """Somebody starts or leaves, or quota is kept for somebody."""
@@ -475,6 +429,6 @@ def _takes_gpus(gang: GangState) -> bool:
     return least_milli(gang.spec, gang.spec.min_size) > 0
 
 
-def _right(gang: GangState) -> tuple[int, float, str]:
+def right(gang: GangState) -> tuple[int, float, str]:
     """The smaller, the earlier: decides between two that have both waited long, whatever policy orders the line."""
     return (-gang.spec.priority, gang.submitted_at, gang.id)

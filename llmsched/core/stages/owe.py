@@ -8,6 +8,7 @@ not be evicted takes its places. Who can never start is owed nothing.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -73,6 +74,7 @@ def _of_pool(this: Pass, key: PoolKey, pool: Pool, behind: list[LaneRow], chance
     pays = state.lanes.pays(key, state.ledgers)
     debt, ahead = pool.debt_at(_moment(this), pays), pays * scheduling.quantum_s
     patience = scheduling.hold_after_s
+    chances.tried = 0
     for _, name, milli in behind:
         gang = state.gangs[name]
         if gang.nomination is not None or not chances.has_any(gang):
@@ -109,14 +111,16 @@ def hold(this: Pass, calendar: Calendar) -> None:
         return
     kept: dict[str | None, None] = {}
     with _Chances(this, calendar).worked_out() as chances:
-        for gang in sorted(waits, key=lambda gang: (-gang.spec.priority, gang.submitted_at, gang.id))[:HOLDS_TRIED]:
+        tried = Counter[str | None]()
+        for gang in sorted(waits, key=lambda gang: (-gang.spec.priority, gang.submitted_at, gang.id)):
             flavors = flavors_of(gang.spec)
-            if all(flavor in kept for flavor in flavors):
+            if all(flavor in kept or tried[flavor] >= HOLDS_TRIED for flavor in flavors) or not chances.has_any(gang):
                 continue
+            tried.update(flavors)
             promise = chances.start_of(gang, calendar.promises)
             if promise is not None:
                 promise.hold, promise.evicts, promise.is_owed = True, True, gang.id in this.owed
-                promise.is_inside, promise.quota = calendar.is_inside(gang), None
+                promise.is_inside, promise.quota = calendar.is_inside(gang, promise.placement), None
                 calendar.promises.append(promise)
                 kept.update(dict.fromkeys(flavors))
 

@@ -1,0 +1,117 @@
+"""Who has waited long is held for: a planned start for the oldest of each accelerator, before anybody is looked at.
+
+A hold is made where its gang could begin, and whom it binds delays it by nothing (backfill.py). One whose gang should
+have begun by now is overdue: it was moved to and fro, or waits for work that outlives what was presumed. Then the next
+gang is held for as well; and where later work alone keeps the first one out, that work's nodes are kept for it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from math import inf
+
+from llmsched.core.amounts import flavor_of, flavors_of, need_milli, options_of
+from llmsched.core.kept_quota import Owners
+from llmsched.core.planned import Promise, earliest, ends
+from llmsched.core.possible import able_options
+from llmsched.core.records import GangState
+from llmsched.core.run_times import longest_s
+from llmsched.core.scheduling_pass import Pass
+from llmsched.core.stages import place
+from llmsched.core.stages.backfill import Calendar, could_start, right
+
+HOLDS_TRIED = 16  # planned for on each accelerator, and for each queue that lacks quota, until one may be kept
+OVERDUE_PLACES = 8  # that are kept for who is overdue
+
+
+def run(this: Pass, calendar: Calendar) -> None:
+    """Plan the start of those that have waited too long."""
+    state, plan = this.state, this.plan
+    patience = state.configuration.scheduling.hold_after_s
+    if not patience:
+        return
+    kept: dict[tuple[bool, str | None], None] = {}
+    looked, tried = Counter[object](), Counter[object]()
+    owners = Owners(this.trial)
+    for gang in _patient(this, patience):
+        spec = gang.spec
+        flavors = flavors_of(spec)
+        alike = (spec.queue, *flavors)
+        if looked[alike] >= HOLDS_TRIED or not _is_able(this, gang):
+            continue
+        is_short = _lacks_quota(this, gang)
+        if is_short and owners.keep_out(spec):
+            continue
+        looked[alike] += 1
+        keys = [(is_short, key) for key in ([spec.queue] if is_short else flavors)]
+        if all(key in kept or tried[key] >= HOLDS_TRIED for key in keys):
+            continue
+        tried.update(keys)
+        promise = earliest(this, gang, spec.min_size, calendar.windows, calendar.promises)
+        if promise is None:
+            continue
+        promise.hold, promise.is_inside = True, calendar.is_inside(gang, promise.placement)
+        if promise.quota is not None:
+            promise.quota.keep_own(this.trial, ends(this.trial, gang))
+        calendar.promises.append(promise)
+        since = gang.queued_since + patience
+        if plan.has_come(since + longest_s(state)):
+            promise.overdue = _without_later(this, calendar, promise, since)
+        else:
+            kept.update(dict.fromkeys(keys))
+
+
+def _patient(this: Pass, patience: float) -> list[GangState]:
+    """The first of each class, if it has waited for so long: who has the better right first."""
+    state, plan, begun = this.state, this.plan, this.trial.begun
+    found, soonest = [], inf
+    for since, serial in state.waiting.longest:
+        if since >= soonest:
+            break  # of thousands the soonest alone is named
+        shape = state.waiting.live[serial]
+        name = shape.since[0][1]
+        if name in begun:
+            since, name = next((row for row in shape.since if row[1] not in begun), (inf, ""))
+        if since + patience > plan.at:
+            soonest = min(soonest, since)
+        elif this.trial.nomination(state.gangs[name]) is None and name not in plan.nominations:
+            found.append(state.gangs[name])
+    plan.wake(soonest + patience)
+    return sorted(found, key=right)
+
+
+def _is_able(this: Pass, gang: GangState) -> bool:
+    """Whether it could begin if everybody else ended, on the nodes that are open."""
+    if gang.shape is None or not able_options(this.state, gang.shape):
+        return False
+    return place.eligible_by_any(this.trial, gang.spec) != 0
+
+
+def _lacks_quota(this: Pass, gang: GangState) -> bool:
+    """Whether quota keeps it out with each of its options."""
+    spec = gang.spec
+    return all(
+        place.quota_refusal(this.trial, spec, flavor_of(spec, option), need_milli(spec, spec.min_size, option))
+        for option in options_of(spec)
+    )
+
+
+def _without_later(this: Pass, calendar: Calendar, promise: Promise, since: float) -> int:
+    """Nodes on which its gang would begin now, with the same right to the quota, if nobody had been started since then,
+    but for replicas."""
+    trial, gang, looked, found = this.trial, promise.gang, 0, 0
+    mark = trial.mark()
+    for name in trial.state.holding:
+        other = trial.state.gangs[name]
+        is_later = other.launched_at is not None and other.launched_at >= since
+        if is_later and other.spec.kind != "serve" and trial.held(other):
+            trial.hold(other, ())
+    for _ in range(OVERDUE_PLACES):
+        there = could_start(this, gang, calendar, ~looked)
+        if isinstance(there, place.Refused):
+            break
+        looked |= calendar.mask(there)
+        if calendar.is_inside(gang, there) or not promise.is_inside:
+            found |= calendar.mask(there)
+    trial.rollback(mark)
+    return found
