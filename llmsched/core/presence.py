@@ -14,9 +14,9 @@ from llmsched.core.resources import MILLI
 from llmsched.core.run_times import runtime_s
 from llmsched.core.status import Status
 from llmsched.core.trial import Trial
-from llmsched.core.workload import Placement
+from llmsched.core.workload import Placed, Placement
 
-FIXED, PROMISED, GUEST = range(3)
+FIXED, PROMISED, GUEST, SURPLUS = range(4)
 
 
 class There(NamedTuple):
@@ -25,6 +25,7 @@ class There(NamedTuple):
     fixed: dict[str, int]  # what stays of others,
     promised: dict[str, int]  # what others go to,
     guests: dict[str, int]  # what would have to leave,
+    surplus: dict[str, int]  # what elastic gangs would only give back,
     holders: dict[str, int]  # and what its holder has
 
     def stays(self, node: str) -> int:
@@ -36,7 +37,7 @@ class _Bunch(NamedTuple):
 
     holds: int  # mask of the reservations of which they are the holder
     outlast: int  # how many of the moments at which reservations open they outlast, the soonest first
-    kind: int  # FIXED, PROMISED or GUEST
+    kind: int  # FIXED, PROMISED, GUEST or SURPLUS
     by_node: dict[str, int]
 
 
@@ -59,7 +60,13 @@ class Presence:
                 outlast = bisect_left(self._moments, _ends_at(trial, gang))
                 is_told = gang.status is Status.RESIZING or name in trial.shrinking  # what it gives back is not there
                 held = trial.standing(gang) if is_told else trial.held(gang)
-                self._add(trial, gang, held, outlast, GUEST if gang.spec.preemptible else FIXED)
+                if not gang.spec.preemptible:
+                    self._add(trial, gang, held, outlast, FIXED)
+                    continue
+                least, surplus = _parted(gang, held)
+                self._add(trial, gang, least, outlast, GUEST)
+                if surplus:
+                    self._add(trial, gang, surplus, outlast, SURPLUS)
 
     def _add(self, trial: Trial, gang: GangState, placement: Placement, outlast: int, kind: int) -> None:
         whose = (gang.spec.queue, gang.spec.user)
@@ -90,14 +97,14 @@ class Presence:
         return self._found[key]
 
     def _look(self, mine: int, when: int, beside: Mapping[str, Mapping[str, int]]) -> There:
-        found = There({}, {}, {}, {})
+        found = There({}, {}, {}, {}, {})
         rest = {node: {other: count * MILLI for other, count in row.items()} for node, row in beside.items()}
         for bunch in sorted(self._bunches.values(), key=lambda each: (each.kind, each.holds.bit_count())):
             if bunch.holds & mine:
                 if bunch.kind != PROMISED:
                     _put(found.holders, bunch.by_node)
             elif bunch.outlast > when:
-                of = (found.fixed, found.promised, found.guests)[bunch.kind]
+                of = (found.fixed, found.promised, found.guests, found.surplus)[bunch.kind]
                 _put(of, self._beyond(bunch, rest) if bunch.holds and rest else bunch.by_node)
         return found
 
@@ -111,6 +118,20 @@ class Presence:
                     by_node[node] -= theirs
                     rest[node][other] -= theirs
         return by_node
+
+
+def _parted(gang: GangState, held: Placement) -> tuple[Placement, Placement]:
+    """(its least, what it has beyond that), by rank."""
+    spec = gang.spec
+    if not spec.is_elastic() or size_of(spec, held) <= spec.min_size:
+        return held, ()
+    elastic, count = spec.groups[0].name, 0
+    least: list[Placed] = []
+    surplus: list[Placed] = []
+    for placed in held:
+        count += placed.group == elastic
+        (surplus if placed.group == elastic and count > spec.min_size else least).append(placed)
+    return tuple(least), tuple(surplus)
 
 
 def _put(into: dict[str, int], by_node: dict[str, int]) -> None:

@@ -269,7 +269,8 @@ class _Offer(NamedTuple):
 def _offer(node: NodeState, there: There, others: int) -> _Offer:
     name = node.node.id
     gpus = node.total_gpus - node.foreign_gpus - ceil(there.stays(name) / MILLI) - others
-    return _Offer(gpus, ceil(there.guests.get(name, 0) / MILLI), name not in there.holders)
+    guests = there.guests.get(name, 0) + there.surplus.get(name, 0)
+    return _Offer(gpus, ceil(guests / MILLI), name not in there.holders)
 
 
 class _Offers:
@@ -351,7 +352,8 @@ def _is_possible(trial: Trial, case: _Case, taken: Taken) -> bool:
 
 def _trouble(trial: Trial, taken: Taken, case: _Case) -> tuple[int, ...]:
     """The less the better: GPUs that it lacks, that others would have to leave, and that its holder has elsewhere; on
-    how many nodes it lies, what is left of those, and how far at the front they are, where packing starts."""
+    how many nodes it lies, what is left of those, and how far at the front they are, where packing starts. What elastic
+    gangs would only give back is nothing: it would move whenever one grows."""
     nodes, beside, there = trial.state.nodes, case.beside, case.there
     leave, theirs, rest, slots = 0, 0, 0, 0
     for name, count in taken.parts:

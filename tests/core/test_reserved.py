@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from ledger import Given, Launch, Nominate, Preempt, cluster
 
-from llmsched.core import facts
+from llmsched.core import decisions, facts
 from llmsched.core.configuration import Taken
 from llmsched.core.decisions import Assign
 from llmsched.core.nodes import Node
@@ -229,3 +229,16 @@ def test_one_that_has_lost_its_gpus_closes_no_node_on_which_somebody_was_promise
     assert said(given, facts.NodeLost(given.now, "n-1")) == ["booked0"]
     assert given.state.taken["booked0"].closed == ()
     assert given.turn(facts.Released(given.now, "low/0", 1)).decisions == [Launch("high", 1)]
+
+
+def test_it_does_not_follow_an_elastic_gang_that_grows_onto_it() -> None:
+    """What that would only give back counted as if somebody had to leave, so the reservation moved to where others ran,
+    and elastic work grew and became smaller again in the same second, some fifty times in ten minutes."""
+    given = cluster("2 nodes x 4").reserve(FAR, 100.0, "bob", gpus=4)
+    given.running("s0", 1, user="ann").running("s1", 1, user="ann")
+    assert said(given) == ["booked0"] and given.state.taken["booked0"].parts == (("n-1", 4),)
+    held = given.running("big", 2, (2, 8), user="ann").state.gangs["big/0"].held
+    assert {placed.node for placed in held} == {"n-0"}
+    given.state.apply(decisions.Resize("big/0", 1, held + (held[0]._replace(node="n-1"),) * 4))
+    given.state.apply(facts.Resized(given.now, "big/0", 1, 6))
+    assert said(given, facts.Finished(given.now, "s0/0", 1, "succeeded")) == []

@@ -237,6 +237,16 @@ def test_one_that_would_borrow_there_is_not_held_for_against_owners_as_it_is_ins
     assert given.after(100 * HOLD_S).turn(facts.Submitted(given.now, single)).decisions == [Launch("single", 1)]
 
 
+def test_who_is_held_for_is_asked_though_more_stand_before_it_than_are_looked_at() -> None:
+    """A hundred were kept out for it and nobody behind them was looked at, so nothing started in an idle cluster."""
+    given = cluster("1 node x 8").policies(ordering="shortest_remaining")
+    given.running("whole", 8, priority=90).pending("large", 8, estimated_runtime_s=9_000.0).after(HOLD_S)
+    for number in range(150):
+        given.pending(f"s{number}", 1, estimated_runtime_s=60.0)
+    decided = given.turn(facts.Finished(given.now, "whole/0", 1, "succeeded"))
+    assert decided.decisions == [Launch("large", 8)]
+
+
 def test_work_without_gpus_takes_nothing_that_is_its_own_and_goes_on_beside_who_is_overdue() -> None:
     given = cluster("1 node x 4").queue("a", 0).queue("b", 4).running("runs", 1, queue="b", preemptible=False)
     given.pending("large", 4, queue="a").after(100 * HOLD_S)

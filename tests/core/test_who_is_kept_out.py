@@ -11,10 +11,12 @@ import pytest
 from ledger import Given, Launch, Nominate, Resize, cluster
 
 from llmsched.core import decisions, facts
-from llmsched.core.configuration import PreemptionRules
+from llmsched.core.configuration import PreemptionRules, Queue, Quota
 from llmsched.core.invariants import violations
 from llmsched.core.records import size_of
+from llmsched.core.resources import Resources
 from llmsched.core.scheduler import turn
+from llmsched.core.workload import Group, Option, Workload
 from llmsched.policies.registry import load
 
 LONG = 1e6
@@ -217,3 +219,18 @@ def test_a_guarantee_is_kept_for_one_that_waits_for_the_end_of_a_window() -> Non
     given.pending("ours", 1, queue="a").pending("theirs", 1, queue="b", user="boss")
     assert given.turn().decisions == []
     assert given.after(1000.0).turn().decisions == [Launch("ours", 1)]
+
+
+@pytest.mark.parametrize("flavors", [("A", "B"), ("B", "A")])
+def test_a_guarantee_is_kept_with_whichever_option_it_is_owned(flavors: tuple[str, str]) -> None:
+    """Of the first option alone it was looked whether anything is idle: its queue owns the other one's GPUs."""
+    given = cluster("1 node x 4 A, 1 node x 4 B")
+    owns = {"a": (0, 4), "b": (4, 0)}
+    given.queues += [
+        Queue(name, quotas=(("A", Quota(on_a * 1000)), ("B", Quota(on_b * 1000))))
+        for name, (on_a, on_b) in owns.items()
+    ]
+    given.running("full", 4, flavor="A", queue="b").running("lent", 1, flavor="B", queue="b")
+    group = Group("workers", 1, tuple(Option(flavor, Resources(4000)) for flavor in flavors))
+    given.turn(facts.Submitted(given.now, Workload("mine", "mine", "task", (group,), queue="a")))
+    assert given.pending("later", 1, flavor="B", queue="b").turn().decisions == []

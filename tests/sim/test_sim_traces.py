@@ -180,6 +180,17 @@ def test_slurm_rows_that_contradict_themselves_or_are_cut_off_are_counted_out_an
     assert found.left_out == {"its times contradict each other": 2, "has more or fewer values than the header": 2}
 
 
+def test_slurm_rows_that_are_none_are_counted_out_whatever_ends_a_line():
+    row = "{}|{}|2026-11-01T10:00:00|2026-11-01T10:05:00|2026-11-01T11:05:00|gres/gpu=2"
+    rows = ["JobID|User|Submit|Start|End|AllocTRES", row.format(1, "ann"), row.format(2, "a\rb"), row.format(3, "ann")]
+    found = slurm.parse("\n".join([*rows, row.format(4, "x" * 200_000), ""]), "s")
+    assert [job.id for job in found.jobs] == ["1", "3"]
+    assert found.left_out == {"has more or fewer values than the header": 2, "cannot be read as a row": 1}
+    assert [job.id for job in slurm.parse("\r".join([*rows[:2], rows[3], ""]), "s").jobs] == ["1", "3"]
+    with pytest.raises(SpecError, match="no table"):
+        slurm.parse("x" * 200_000, "s")
+
+
 def test_a_slurm_row_that_ran_for_less_than_no_time_is_counted_out():
     """Clocks that were set back while a job ran leave such rows."""
     row = "{}|2026-11-01T10:00:00|2026-11-01T10:05:00|2026-11-01T11:05:00|{}|gres/gpu=2"

@@ -410,9 +410,10 @@ class Admission:
             return
         ordering = self.this.policies.ordering
         highest = gang.spec.priority - (0 if ordering.static and ordering.by_priority else 1)
-        line.block(shape.queue, shape.flavors, gang.id, shape.least_total, highest)
+        planned = self.calendar.classes_planned()  # whom it is kept out for
+        line.block(shape.queue, shape.flavors, gang.id, shape.least_total, highest, but=planned)
 
     def _count_look(self, gang: GangState, shape: Shape, line: Line) -> None:
         looks = self.looks[shape.queue] = self.looks.get(shape.queue, 0) + 1
         if looks > LATER_LOOKS:
-            line.block(shape.queue, shape.flavors, gang.id)
+            line.block(shape.queue, shape.flavors, gang.id, but=self.calendar.classes_planned())

@@ -31,5 +31,5 @@ def keep(this: Pass, gang: GangState, shape: Shape) -> bool:
         idle = min(branch.subtree - branch.used, need_milli(spec, spec.min_size, option))
         if idle > 0:
             this.trial.hold_quota(spec.queue, flavor, idle)
-        return idle > 0
+            return True
     return False

@@ -15,6 +15,7 @@ import csv
 import io
 import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -41,23 +42,15 @@ class Imported:
 
 def parse(text: str, name: str) -> Imported:
     """Times become seconds since the first submission. Raises SpecError naming row and column."""
-    reader = csv.DictReader(io.StringIO(text), delimiter="|", quoting=csv.QUOTE_NONE)
-    columns = list(reader.fieldnames or ())
-    missing = [column for column in ("JobID", "Submit", "Start", "End") if column not in columns]
-    if not missing and not {"AllocTRES", "ReqTRES"} & set(columns):
-        missing = ["AllocTRES"]
-    if missing:
-        raise SpecError(
-            f"column {', '.join(missing)} is missing.",
-            where=f"{name}:1",
-            code="bad_trace",
-            hint=f"Print it with: {COMMAND}",
-        )
+    reader = _reader(text, name)
     found: list[tuple[float, float, dict[str, str], int, str | None, int]] = []
     left_out, changed, runs = Counter[str](), Counter[str](), Counter[str]()
     unreadable: SpecError | None = None
-    for row in reader:
+    for row in _rows(reader):
         where = f"{name}:{reader.line_num}"
+        if row is None:
+            left_out["cannot be read as a row"] += 1
+            continue
         if None in row or None in row.values():
             left_out["has more or fewer values than the header"] += 1
             continue
@@ -113,6 +106,40 @@ def parse(text: str, name: str) -> Imported:
         for submit, seconds, row, gpus, flavor, line in found
     ]
     return Imported(sorted(jobs, key=lambda job: job.submit_s), left_out, changed)
+
+
+def _reader(text: str, name: str) -> csv.DictReader[str]:
+    """Raises SpecError where a column is missing, or nothing is a table."""
+    # A line ends where any system ends one: a row with such an end inside is two that are cut off.
+    reader = csv.DictReader(io.StringIO(text, newline=None), delimiter="|", quoting=csv.QUOTE_NONE)
+    try:
+        columns = list(reader.fieldnames or ())
+    except csv.Error as error:
+        raise SpecError(
+            f"this is no table: {error}.", where=f"{name}:1", code="bad_trace", hint=f"Print it with: {COMMAND}"
+        ) from None
+    missing = [column for column in ("JobID", "Submit", "Start", "End") if column not in columns]
+    if not missing and not {"AllocTRES", "ReqTRES"} & set(columns):
+        missing = ["AllocTRES"]
+    if missing:
+        raise SpecError(
+            f"column {', '.join(missing)} is missing.",
+            where=f"{name}:1",
+            code="bad_trace",
+            hint=f"Print it with: {COMMAND}",
+        )
+    return reader
+
+
+def _rows(reader: csv.DictReader[str]) -> Iterator[dict[str, str] | None]:
+    """None for each that is no row."""
+    while True:
+        try:
+            yield next(reader)
+        except StopIteration:
+            return
+        except csv.Error:
+            yield None
 
 
 def _gpus(tres: str) -> tuple[int, list[str]]:
