@@ -143,6 +143,19 @@ class History:
         flavor = spec.groups[0].option(option).flavor
         return speed(spec, size, option) * self.relative_speed(spec, option, flavor)
 
+    def speeds(self, spec: Workload, size: int) -> list[float] | None:
+        """The same with each option, where all say so or the model has run on all of their flavors; None: nobody knows,
+        and its user's order of preference counts."""
+        options = spec.groups[0].options
+        if not all(option.speedup for option in options):
+            first = options[0].flavor
+            others = [option.flavor for option in options if option.flavor != first]
+            if not others or not spec.model or any(option.speedup for option in options):
+                return None
+            if not all(self._ratios(spec, flavor) for flavor in others):
+                return None
+        return [self.speed(spec, size, number) for number in range(len(options))]
+
     def faster(self, spec: Workload, size: int, here: int, pace: float) -> tuple[tuple[float, int], ...]:
         """(speed, option) of the options of another flavor than that of `here` on which it is known to be faster than
         `pace`, the fastest first."""

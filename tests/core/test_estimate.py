@@ -202,6 +202,22 @@ def test_work_goes_by_at_the_speed_of_the_flavor_that_it_is_on() -> None:
     assert expected_end(state.gangs["b/0"]) == pytest.approx(402.0)
 
 
+@pytest.mark.parametrize("most", [1, 2])
+def test_one_begins_where_earlier_runs_of_its_model_were_fastest(most: int) -> None:
+    """It began on the first flavor that it names, and was evicted for the other one when a pass looked who may move."""
+    slow_first = (Group("workers", 1, tuple(Option(flavor, Resources(MILLI)) for flavor in ("T4", "A100"))),)
+    state, policies = _clock((("T4", 2), ("A100", 2)))
+    for flavor, seconds in (("T4", 1000.0), ("A100", 100.0)):
+        spec = replace(
+            work(f"known-{flavor}", model="m"), groups=(Group("workers", 1, (Option(flavor, Resources(MILLI)),)),)
+        )
+        for _ in range(3):
+            state.history.learn(spec, seconds, flavor, seconds)
+    asked = replace(work("e", model="m"), max_size=most, groups=slow_first)
+    turn(state, [facts.Submitted(1.0, asked)], policies)
+    assert {placed.node[:-1] for placed in state.gangs["e/0"].placement} == {"A100"}
+
+
 def test_an_elastic_gang_takes_few_fast_gpus_rather_than_many_slow_ones() -> None:
     told = (
         Option("A100", Resources(MILLI), ((1, 1.0), (2, 2.0), (4, 4.0))),

@@ -262,7 +262,7 @@ class Admission:
         return self.refused is not None and self.refused.code in PERSONAL
 
     def _place(self, gang: GangState) -> bool:
-        for bundles, option in size.choices(self.plan, gang):
+        for bundles, option in size.choices(self.plan, gang, self.state.history):
             found = place_within(self.this, gang, bundles, self.calendar, option)
             if not isinstance(found, place.Refused):
                 self._launch(gang, found)

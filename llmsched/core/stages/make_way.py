@@ -101,7 +101,7 @@ def _find(
         stay = staying.stay_for(gang)
         fitting, is_kept_out = None, False
         with _where_they_are(trial, stay):
-            for bundles, option in choices(plan, gang):
+            for bundles, option in choices(plan, gang, this.state.history):
                 placed = place_within(this, gang, bundles, calendar, option)
                 if not isinstance(placed, place.Refused):
                     fitting = placed

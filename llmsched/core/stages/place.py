@@ -12,10 +12,11 @@ from typing import NamedTuple
 from llmsched.core import spread
 from llmsched.core.amounts import flavor_of, need_milli, options_of
 from llmsched.core.capacity import NodeState, room_when_empty
+from llmsched.core.estimate import History
 from llmsched.core.kept_quota import need_by_row
 from llmsched.core.message import LEVEL, Message, Quote, Ref, queue, say
 from llmsched.core.possible import able_options, hardest_first, why_never_with
-from llmsched.core.records import GangState, amount_of, speed
+from llmsched.core.records import GangState, amount_of
 from llmsched.core.resources import MILLI, Resources
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.suitable import wish_of
@@ -54,7 +55,7 @@ def find(
     spec = gang.spec
     search = Search(this, gang, size, only)
     refused: Refused | None = None
-    tried = by_speed(spec, size, len(options_of(spec))) if option is None else (option,)
+    tried = by_speed(this.state.history, spec, size, len(options_of(spec))) if option is None else (option,)
     for each in tried:
         found = search.spread(each, scope)
         if explain and isinstance(found, Refused) and found.code not in ("quota", "over_limit"):
@@ -67,14 +68,15 @@ def find(
     return refused
 
 
-def by_speed(spec: Workload, size: int, count: int) -> Sequence[int]:
+def by_speed(history: History, spec: Workload, size: int, count: int) -> Sequence[int]:
     """The first `count` options in the order in which they are tried: the fastest first where they say how fast each
-    is, else as its user has them."""
-    options = spec.groups[0].options
-    if not all(option.speedup for option in options):
+    is, or earlier runs of the model do, else as its user has them."""
+    speeds = history.speeds(spec, size) if len(spec.groups[0].options) > 1 else None
+    if speeds is None:
         return range(count)
-    able = [option for option in range(count) if speed(spec, size, option) > 0]
-    return sorted(able or range(count), key=lambda option: -speed(spec, size, option))
+    speeds += speeds[-1:] * (count - len(speeds))
+    able = [option for option in range(count) if speeds[option] > 0]
+    return sorted(able or range(count), key=lambda option: -speeds[option])
 
 
 def _rank(refused: Refused) -> int:

@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from math import inf
 
 from llmsched.core.amounts import bundle_milli, flavors_of, need_milli
+from llmsched.core.estimate import History
 from llmsched.core.fair import GUARANTEE, guarantee_then_weight, nominal_milli
 from llmsched.core.lane import due, is_owed
 from llmsched.core.plan import Plan
-from llmsched.core.records import GangState, allowed_sizes, gpus_of, speed
+from llmsched.core.records import GangState, allowed_sizes, gpus_of
 from llmsched.core.resources import MILLI
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages.backfill import Calendar
@@ -339,12 +340,18 @@ def candidates(plan: Plan, gang: GangState) -> list[int]:
     return [size for size in reversed(allowed_sizes(spec)) if size <= target] or [spec.min_size]
 
 
-def choices(plan: Plan, gang: GangState) -> list[tuple[int, int | None]]:
-    """(size, option) to try for a waiting gang; None: whichever option is free. Where every option says how fast it is,
-    the fastest pair comes first, of equals the smaller: half as many GPUs of a kind three times as fast are better."""
+def choices(plan: Plan, gang: GangState, history: History) -> list[tuple[int, int | None]]:
+    """(size, option) to try for a waiting gang; None: whichever option is free. Where it is known of every option how
+    fast it is, the fastest pair comes first, of equals the smaller: half as many GPUs of a kind three times as fast are
+    better."""
     sizes, options = candidates(plan, gang), gang.spec.groups[0].options
-    if len(sizes) == 1 or not all(option.speedup for option in options):
+    if len(sizes) == 1 or len(options) == 1:
         return [(size, None) for size in sizes]
-    pairs = [(speed(gang.spec, size, option), size, option) for size in sizes for option in range(len(options))]
+    pairs = []
+    for size in sizes:
+        speeds = history.speeds(gang.spec, size)
+        if speeds is None:
+            return [(size, None) for size in sizes]
+        pairs += [(rate, size, option) for option, rate in enumerate(speeds)]
     pairs.sort(key=lambda pair: (-pair[0], pair[1], pair[2]))
     return [(size, option) for rate, size, option in pairs if rate > 0]
