@@ -45,24 +45,31 @@ class Owners:
         self._served: dict[str, dict[str, int]] = {}  # by queue and row: what endpoints have, thousandths of GPUs
         self._left: dict[tuple[str, str], int] = {}
 
+    def allow(self, spec: Workload) -> bool:
+        """Whether its queue owns all that a gang asks for with one of its options, beside what endpoints have of it."""
+        return not self._trial.state.quota.enforced or any(self._own(spec, option) for option in options_of(spec))
+
     def keep_out(self, spec: Workload) -> bool:
-        """Whether a gang asks for more than its queue owns, but for what endpoints have of that, and owners use what it
-        would borrow. It waits for as long as they do. Nothing is kept for it meanwhile: its own queue would be kept
-        from what it owns, for ever."""
-        quota = self._trial.state.quota
-        if not quota.enforced:
+        """Whether a gang asks for more than that, and owners use what it would borrow. It waits for as long as they do.
+        Nothing is kept for it meanwhile: its own queue would be kept from what it owns, for ever."""
+        if self.allow(spec):
             return False
+        quota = self._trial.state.quota
         for option in options_of(spec):
-            flavor, need = flavor_of(spec, option), need_milli(spec, spec.min_size, option)
-            row, branch = quota.row_of(spec.queue, flavor), quota.branch(spec.queue, flavor)
-            own = self._of_endpoints(spec.queue).get(row, 0)
-            if branch is not None and need + own <= branch.subtree:
-                return False
+            flavor = flavor_of(spec, option)
+            row = quota.row_of(spec.queue, flavor)
             if (spec.queue, row) not in self._left:
+                own = self._of_endpoints(spec.queue).get(row, 0)
                 self._left[spec.queue, row] = quota.left_by_owners(spec.queue, flavor, own)
-            if self._left[spec.queue, row] >= need:
+            if self._left[spec.queue, row] >= need_milli(spec, spec.min_size, option):
                 return False
         return True
+
+    def _own(self, spec: Workload, option: int) -> bool:
+        quota, flavor = self._trial.state.quota, flavor_of(spec, option)
+        branch = quota.branch(spec.queue, flavor)
+        own = self._of_endpoints(spec.queue).get(quota.row_of(spec.queue, flavor), 0)
+        return branch is not None and need_milli(spec, spec.min_size, option) + own <= branch.subtree
 
     def _of_endpoints(self, queue: str) -> dict[str, int]:
         if queue not in self._served:

@@ -279,3 +279,24 @@ def test_by_rank_nobody_makes_way_for_one_that_is_owed_a_start_in_a_queue_with_w
     placed_on(given, "tune", (2, 3), (2, 0))
     given.pending("wide", 1, (8, 9), topology=Topology("node"), queue="mine").settle().after(3600.0).settle()
     assert (set(on(given, "wide")) == {"n0"}) == ("n0" not in on(given, "tune")) == (reclaim == "any")
+
+
+def test_so_many_become_smaller_as_it_takes() -> None:
+    """Of thirty-two it was looked what they could let go of: what needs more of them never started."""
+    given = cluster("9 nodes x 8")
+    for number in range(36):
+        given.running(f"e{number}", 2, (1, 2))
+    given.pending("wide", 34, (34, 34))
+    decided = given.turn().decisions
+    assert len([each for each in decided if isinstance(each, Resize)]) == 34 and decided[-1] == Nominate("wide", 34)
+
+
+def test_beside_any_number_of_classes_that_cannot_start_an_elastic_gang_grows() -> None:
+    """Of a hundred and twenty-eight it was looked whether they could; the others were taken to."""
+    given = cluster("1 node x 4 A, 1 node x 8 B").queue("a", 8).queue("b", 4, borrow=0)
+    given.running("full", 4, queue="b", flavor="A").running("grows", 1, (1, 8), queue="a", flavor="B")
+    for number in range(140):
+        unlike = Resources(1000, memory_bytes=number << 20)
+        group = Group("workers", 1, (Option("B", unlike),))
+        given.state.apply(facts.Submitted(given.now, Workload(f"w{number}", f"w{number}", "task", (group,), queue="b")))
+    assert given.after(60.0).turn().decisions == [Resize("grows", 8)]

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from math import inf
 from typing import NamedTuple
 
-from llmsched.core.amounts import flavors_of, need_milli
+from llmsched.core.amounts import flavor_of, flavors_of, need_milli
+from llmsched.core.possible import able_options
 from llmsched.core.records import GangState, amount_of, size_of
 from llmsched.core.room import OPEN, Closed, Room
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.shapes import Shape
+from llmsched.core.stages import place
 from llmsched.core.stages.backfill import Calendar, could_start
 from llmsched.core.stages.lesser import Giver, keeps, room_elsewhere
 from llmsched.core.stages.place import Refused
@@ -107,9 +109,8 @@ class Demand:
             gang = self._this.state.gangs[name]
             closed = self._calendar.closed_to(gang)
             if closed not in able:
-                able[closed] = (
-                    gang.nomination is not None or len(self._able) >= STARTS_TRIED or self._could_start(shape, gang)
-                )
+                is_taken = len(self._able) >= STARTS_TRIED and not self._is_out(shape)
+                able[closed] = gang.nomination is not None or is_taken or self._could_start(shape, gang)
             if able[closed]:
                 found.append(gang)
         return found
@@ -121,6 +122,14 @@ class Demand:
     def _is_never(self, shape: Shape) -> bool:
         gang = self._this.state.gangs[shape.entries[0][1]]
         return not self._calendar.closed_to(gang) and isinstance(could_start(self._this, gang, self._calendar), Refused)
+
+    def _is_out(self, shape: Shape) -> bool:
+        """Whether quota alone, or what there is in all, keeps a class out: that is asked of any number of them."""
+        spec, this = shape.sample, self._this
+        return all(
+            place.quota_refusal(this.trial, spec, flavor_of(spec, option), need_milli(spec, spec.min_size, option))
+            for option in able_options(this.state, shape)
+        )
 
     def _could_start(self, shape: Shape, gang: GangState) -> bool:
         mark = self._this.trial.mark()
@@ -156,6 +165,8 @@ class Demand:
             if closed in refused:
                 continue
             if self._tried >= STARTS_TRIED:
+                if self._is_out(shape):
+                    return
                 need = need_milli(shape.sample, shape.sample.min_size, 0) * (len(shape.entries) - number)
                 self._add(_Fixed(shape.flavors[0], need, gang.spec, (), closed))
                 return

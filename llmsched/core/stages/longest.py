@@ -33,7 +33,8 @@ def run(this: Pass, calendar: Calendar) -> None:
     kept: dict[tuple[bool, str | None], None] = {}
     looked, tried = Counter[object](), Counter[object]()
     owners = Owners(this.trial)
-    for gang in _patient(this, patience):
+    # who asks for no more than its queue owns first: an older one that borrows might be held for in vain
+    for gang in sorted(_patient(this, patience), key=lambda gang: not owners.allow(gang.spec)):
         spec = gang.spec
         flavors = flavors_of(spec)
         alike = (spec.queue, *flavors)

@@ -27,7 +27,7 @@ from llmsched.core.trial import Trial
 from llmsched.core.windows import kept
 from llmsched.core.workload import Placement
 
-GANGS_SHRUNK = 32  # considered for one waiting gang
+GANGS_SHRUNK = 512  # considered for one waiting gang
 
 Goes = list[tuple[GangState, Placement]]  # who lets go of what
 
