@@ -180,18 +180,6 @@ def test_one_that_waits_for_what_owners_use_keeps_its_own_queue_from_nothing(mon
     assert given.state.gangs["wide/0"].status.value == "queued"
 
 
-def test_an_older_one_that_borrows_is_held_for_after_who_asks_for_what_its_queue_owns(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """It was held for without an end. Beside that there was no time for the other one, which its own queue passed."""
-    given = cluster("1 node x 8, 1 node x 4 B").queue("a", 11).queue("c", 1).rules("lower_priority", "any")
-    borrows = Workload("borrows", "borrows", "task", (gang_of(None),), min_size=2, max_size=2, queue="c")
-    given.state.apply(facts.Submitted(100.0, borrows))
-    in_turn(monkeypatch, "a")
-    started = start_of(given, Workload("large", "large", "task", (gang_of(None, gpus=8),), queue="a"), {}, 4500.0)
-    assert started is not None and started <= 500.0 + HOLD_S + 3 * LASTS_S + 1.0
-
-
 def test_it_is_held_for_again_as_soon_as_owners_use_less(monkeypatch: pytest.MonkeyPatch) -> None:
     given = cluster("1 node x 8").queue("a", 4).queue("b", 4).running("theirs", 2, queue="b")
     in_turn(monkeypatch, "a")
