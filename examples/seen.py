@@ -14,7 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 WORDS = {
     "adapter_loaded": "a running replica loaded a published adapter",
     "asked": "work asked for a workload of its own, such as a search for a trial",
-    "cleared": "it left GPUs that are reserved",
+    "cleared": "it left GPUs that are reserved, all of its own or some",
     "grew": "a running gang was given more workers",
     "made_room": "it gave GPUs to somebody who is named, whole or in part",
     "moved": "it moved to where it is faster, or so that others fit",
@@ -157,6 +157,8 @@ class _Watch:
             yield "grew", name
         if data["beneficiary"]:
             yield "made_room", name
+        if (data.get("why") or {}).get("code") == "resize.reservation":
+            yield "cleared", name
         yield from self._holds(gang, name, data["placement"])
 
     def _holds(self, gang: str, name: str, placement: list[dict[str, Any]]) -> Words:
