@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
+from collections.abc import Sequence
 from itertools import accumulate
 from math import inf
 from typing import NamedTuple
@@ -155,6 +156,15 @@ class History:
             if not all(self._ratios(spec, flavor) for flavor in others):
                 return None
         return [self.speed(spec, size, number) for number in range(len(options))]
+
+    def fastest_first(self, spec: Workload, size: int, count: int) -> Sequence[int]:
+        """The first `count` options in the order in which they are tried; as its user has them where nobody knows."""
+        speeds = self.speeds(spec, size) if len(spec.groups[0].options) > 1 else None
+        if speeds is None:
+            return range(count)
+        speeds += speeds[-1:] * (count - len(speeds))
+        able = [option for option in range(count) if speeds[option] > 0]
+        return sorted(able or range(count), key=lambda option: -speeds[option])
 
     def faster(self, spec: Workload, size: int, here: int, pace: float) -> tuple[tuple[float, int], ...]:
         """(speed, option) of the options of another flavor than that of `here` on which it is known to be faster than

@@ -124,7 +124,7 @@ class ForkServer:
             with suppress(OSError):
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return True
-            time.sleep(0.1)
+            time.sleep(0.1)  # a wait for a lock has no end of its own
         return False
 
     def serve(self, *, idle_s: float = IDLE_S, least_bytes: int = ENDS_BELOW_BYTES) -> Request | None:

@@ -77,7 +77,7 @@ def wait_for_fork_server() -> None:
     while not any(one.info["cmdline"][:1] == title for one in psutil.process_iter(["cmdline"]) if one.info["cmdline"]):
         if time.monotonic() > until:
             sys.exit(f"nobody forks replicas after {THERE_WITHIN_S:g} s")
-        time.sleep(0.2)
+        time.sleep(0.2)  # nothing tells that a process has come
 
 
 def llmsched(*words: str) -> None:

@@ -410,7 +410,7 @@ def place_within(
     if hindered is None:
         if aside := calendar.stands_aside(gang, found):
             with kept(trial, rows) as reserved:
-                beside = place.find(this, gang, size, ~(reserved | aside), explain=False, option=option)
+                beside = place.find(this, gang, size, only & ~(reserved | aside), explain=False, option=option)
             if not isinstance(beside, place.Refused) and calendar.hindered_by(gang, beside) is None:
                 return beside
         return found

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import NamedTuple
 
-from llmsched.core.amounts import flavor_of, flavors_of, need_milli
+from llmsched.core.amounts import flavors_of, need_milli
 from llmsched.core.possible import able_options
 from llmsched.core.records import GangState, amount_of, size_of
 from llmsched.core.room import OPEN, Closed, Room
@@ -125,11 +125,7 @@ class Demand:
 
     def _is_out(self, shape: Shape) -> bool:
         """Whether quota alone, or what there is in all, keeps a class out: that is asked of any number of them."""
-        spec, this = shape.sample, self._this
-        return all(
-            place.quota_refusal(this.trial, spec, flavor_of(spec, option), need_milli(spec, spec.min_size, option))
-            for option in able_options(this.state, shape)
-        )
+        return place.lacks_quota(self._this.trial, shape.sample, able_options(self._this.state, shape))
 
     def _could_start(self, shape: Shape, gang: GangState) -> bool:
         mark = self._this.trial.mark()

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from math import inf
 
-from llmsched.core.amounts import flavor_of, flavors_of, need_milli, options_of
+from llmsched.core.amounts import flavors_of, options_of
 from llmsched.core.kept_quota import Owners
 from llmsched.core.planned import Promise, earliest, ends
 from llmsched.core.possible import able_options
@@ -40,7 +40,7 @@ def run(this: Pass, calendar: Calendar) -> None:
         alike = (spec.queue, *flavors)
         if looked[alike] >= HOLDS_TRIED or not _is_able(this, gang):
             continue
-        is_short = _lacks_quota(this, gang)
+        is_short = place.lacks_quota(this.trial, spec, options_of(spec))
         if is_short and owners.keep_out(spec):
             continue
         looked[alike] += 1
@@ -86,15 +86,6 @@ def _is_able(this: Pass, gang: GangState) -> bool:
     if gang.shape is None or not able_options(this.state, gang.shape):
         return False
     return place.eligible_by_any(this.trial, gang.spec) != 0
-
-
-def _lacks_quota(this: Pass, gang: GangState) -> bool:
-    """Whether quota keeps it out with each of its options."""
-    spec = gang.spec
-    return all(
-        place.quota_refusal(this.trial, spec, flavor_of(spec, option), need_milli(spec, spec.min_size, option))
-        for option in options_of(spec)
-    )
 
 
 def _without_later(this: Pass, calendar: Calendar, promise: Promise, since: float) -> int:

@@ -23,7 +23,7 @@ from llmsched.core.resources import MILLI
 from llmsched.core.rules import rules_of
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages import place, rank
-from llmsched.core.stages.backfill import Calendar, could_start
+from llmsched.core.stages.backfill import Calendar, could_start, right
 
 LOOKED_AT = 1024  # gangs of one pool that are behind
 HOLDS_TRIED = 16  # that could not start now: for so many it is worked out when they could
@@ -112,7 +112,7 @@ def hold(this: Pass, calendar: Calendar) -> None:
     kept: dict[str | None, None] = {}
     with _Chances(this, calendar).worked_out() as chances:
         tried = Counter[str | None]()
-        for gang in sorted(waits, key=lambda gang: (-gang.spec.priority, gang.submitted_at, gang.id)):
+        for gang in sorted(waits, key=right):
             flavors = flavors_of(gang.spec)
             if all(flavor in kept or tried[flavor] >= HOLDS_TRIED for flavor in flavors) or not chances.has_any(gang):
                 continue

@@ -6,13 +6,12 @@ the remainder where it fits best. Returns the placement, or why not (`Refused`),
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from llmsched.core import spread
 from llmsched.core.amounts import flavor_of, need_milli, options_of
 from llmsched.core.capacity import NodeState, room_when_empty
-from llmsched.core.estimate import History
 from llmsched.core.kept_quota import need_by_row
 from llmsched.core.message import LEVEL, Message, Quote, Ref, queue, say
 from llmsched.core.possible import able_options, hardest_first, why_never_with
@@ -55,7 +54,7 @@ def find(
     spec = gang.spec
     search = Search(this, gang, size, only)
     refused: Refused | None = None
-    tried = by_speed(this.state.history, spec, size, len(options_of(spec))) if option is None else (option,)
+    tried = this.state.history.fastest_first(spec, size, len(options_of(spec))) if option is None else (option,)
     for each in tried:
         found = search.spread(each, scope)
         if explain and isinstance(found, Refused) and found.code not in ("quota", "over_limit"):
@@ -66,17 +65,6 @@ def find(
             return found
     assert refused is not None
     return refused
-
-
-def by_speed(history: History, spec: Workload, size: int, count: int) -> Sequence[int]:
-    """The first `count` options in the order in which they are tried: the fastest first where they say how fast each
-    is, or earlier runs of the model do, else as its user has them."""
-    speeds = history.speeds(spec, size) if len(spec.groups[0].options) > 1 else None
-    if speeds is None:
-        return range(count)
-    speeds += speeds[-1:] * (count - len(speeds))
-    able = [option for option in range(count) if speeds[option] > 0]
-    return sorted(able or range(count), key=lambda option: -speeds[option])
 
 
 def _rank(refused: Refused) -> int:
@@ -147,6 +135,14 @@ def quota_refusal(trial: Trial, spec: Workload, flavor: str | None, need: int) -
             )
             return Refused("quota", message, (("needed_milli", need),))
     return None
+
+
+def lacks_quota(trial: Trial, spec: Workload, options: Iterable[int]) -> bool:
+    """Whether quota keeps it out at its smallest size with each of these options."""
+    return all(
+        quota_refusal(trial, spec, flavor_of(spec, option), need_milli(spec, spec.min_size, option))
+        for option in options
+    )
 
 
 def over_quota(trial: Trial, spec: Workload, placement: Placement) -> Refused | None:
