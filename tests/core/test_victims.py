@@ -147,3 +147,14 @@ def test_whether_shares_let_a_set_leave_does_not_follow_from_which_of_it_is_chea
         told = given.decide().decisions
         assert {each.name for each in told if isinstance(each, Evicted)} == {"small", "large"}
         given.after(100.0)
+
+
+def test_a_large_gang_of_small_parts_may_take_from_as_many_as_it_needs() -> None:
+    """Of 256 victims at most a place was made: one that needed 257 waited for good, though each of 320 might leave."""
+    given = cluster("40 nodes x 8").rules("lower_priority")
+    for number in range(320):
+        given.running(f"s{number}", 1, priority=10)
+    parts = Group("w", 257, (Option(None, Resources(1000)),))
+    many = Workload("z", "z", "train", (parts,), priority=90, min_size=257, max_size=257)
+    decided = given.after(100.0).turn(facts.Submitted(given.now, many))
+    assert sum(isinstance(one, Evicted) for one in decided.decisions) == 257

@@ -29,7 +29,7 @@ from llmsched.core.stages.victims import Row
 from llmsched.core.trial import Trial
 from llmsched.core.workload import Placement
 
-VICTIMS_CONSIDERED = 256  # per gang and scope, cheapest first
+PLACES_LOOKED_FOR = 256  # per gang and scope, as one victim after the other has let go of enough by number
 SET_OF_AT_MOST = 16  # victims among which a better set is sought,
 SETS_TRIED = 64  # how many sets of them are tried on nodes,
 STEPS = 1024  # and how many are looked at in all, where none is tried
@@ -333,7 +333,7 @@ class Search:
         before: dict[str, Placement] = {}
         why: dict[str, str] = {}
         found: Placement | None = None
-        seen = 0
+        looks = 0
         try:
             for victim, code in victims.in_turn(kinds, rules, self.cost_of):
                 inside = any(scope >> nodes[p.node].slot & 1 for p in trial.places(victim) if p.node in nodes)
@@ -342,9 +342,6 @@ class Search:
                 code_now = rules.now(victim, code)
                 if not code_now:
                     continue
-                seen += 1
-                if seen > VICTIMS_CONSIDERED:
-                    break
                 before[victim.id] = trial.held(victim)
                 trial.hold(victim, ())
                 chosen.append(victim)
@@ -354,7 +351,8 @@ class Search:
                 if not rules.holds():
                     continue
                 found = self._find(scope)
-                if found is not None:
+                looks += 1
+                if found is not None or looks >= PLACES_LOOKED_FOR:
                     break
             if found is None:
                 return None
@@ -370,7 +368,7 @@ class Search:
             if self._would_take_back(chosen, why, found):
                 choices = []
             if len(chosen) > 1:
-                eligible = [row for rows in kinds for row in rows][:VICTIMS_CONSIDERED]
+                eligible = [row for rows in kinds for row in rows][:PLACES_LOOKED_FOR]
                 choices += self._alone(start, scope, eligible)
             return min(choices, key=lambda one: one.rank(rules, self.cost_of), default=None)
         finally:
