@@ -56,7 +56,13 @@ class Pass:
 
     def own_reason_of(self, gang: GangState) -> Reason | None:
         """None: it waits for what its class waits for."""
-        return self.told_alone.get(gang.id, gang.own_reason)
+        if gang.id in self.told_alone or gang.shape is None or not self._is_told(gang.shape):
+            return self.told_alone.get(gang.id, gang.own_reason)
+        return None
+
+    def _is_told(self, shape: Shape) -> bool:
+        """Whether this pass has found why all of a class wait: what one of it was told before is so no more."""
+        return shape in self.unread or self.told.get(shape) is not None
 
     def tell(self, shape: Shape, reason: Reason | None) -> None:
         """Why all of a class wait; None: what was told of it is not so any more."""
@@ -75,12 +81,20 @@ class Pass:
 
     def write_reasons(self, ask: Callable[[Shape], Reason]) -> None:
         """The only place where a pass changes what people read: at its end."""
+        gangs = self.state.gangs
+        for shape in (*self.told, *self.unread):
+            for name in [*shape.told_alone] if self._is_told(shape) else ():
+                if (gang := gangs.get(name)) is not None and gang.shape is shape:
+                    gang.own_reason = None
+                del shape.told_alone[name]
         for shape, reason in self.told.items():
             shape.reason = reason
         for shape in self.unread:
             shape.answer_with(ask)
         for name, reason in self.told_alone.items():
-            self.state.gangs[name].own_reason = reason
+            gangs[name].own_reason = reason
+            if reason is not None and (of := gangs[name].shape) is not None:
+                of.told_alone[name] = None
 
     def exchanged_with(self, gang: GangState) -> list[str]:
         """Those that may not be evicted for it, nor it for them, as they have exchanged a place: see exchanges.py."""

@@ -57,6 +57,7 @@ class Shape:
         "sample",
         "serial",
         "since",
+        "told_alone",
         "wake_at",
     )
 
@@ -70,6 +71,7 @@ class Shape:
         self.kin = Kin()
         self._reason: Reason | None = None
         self._ask: Callable[[Shape], Reason] | None = None
+        self.told_alone: dict[str, None] = {}  # gangs that were told a reason of their own, until all are told one
         self.examined: Stamp | None = None  # of the state when all of the class was refused
         self.wake_at: float | None = None  # that refusal holds until then
         self.possible: tuple[int, QuotaTree, tuple[int, ...]] | None = None  # cache of possible.py
