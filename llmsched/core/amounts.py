@@ -51,6 +51,6 @@ def least_milli(spec: Workload, size: int) -> int:
     return min(need_milli(spec, size, option) for option in options_of(spec))
 
 
-def bundle_milli(spec: Workload) -> int:
-    """Thousandths of GPUs of one bundle of the first group, with the first option."""
-    return spec.groups[0].options[0].resources.gpus_milli
+def bundle_milli(spec: Workload, option: int) -> int:
+    """Thousandths of GPUs of one bundle of the first group."""
+    return spec.groups[0].option(option).resources.gpus_milli

@@ -294,4 +294,4 @@ def _flavor(spec: Workload) -> str | None:
 
 def _gpus(spec: Workload) -> float:
     """GPUs of the first group at min_size, at least a fraction of one so that it can be divided by."""
-    return max(spec.min_size * bundle_milli(spec), 1) / MILLI
+    return max(spec.min_size * bundle_milli(spec, 0), 1) / MILLI

@@ -12,9 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import floor, inf
 
-from llmsched.core.amounts import need_of
+from llmsched.core.amounts import need_milli
 from llmsched.core.configuration import Queue
 from llmsched.core.past_use import counted, weighed_window_s
+from llmsched.core.possible import option_of
 from llmsched.core.quota import Branch
 from llmsched.core.records import QueueUse, gpus_of
 from llmsched.core.resources import MILLI, ZERO, Resources
@@ -172,7 +173,8 @@ def guarantee_then_weight(state: State) -> dict[str, float]:
     """Thousandths of GPUs per queue: what it is guaranteed and asks for, then the rest by weight up to what it asks."""
     wanted: dict[str, float] = {q.name: state.use.get(q.name, NOTHING).gpus_milli for q in state.configuration.queues}
     for shape in state.waiting.live.values():
-        gpus = need_of(shape.sample, shape.sample.max_size).gpus_milli
+        first = state.gangs[shape.entries[0][1]]
+        gpus = need_milli(shape.sample, shape.sample.max_size, option_of(state, first))
         wanted[shape.queue] = wanted.get(shape.queue, 0) + gpus * len(shape.entries)
     for name in state.nominated:  # what is promised counts as use: who waits for it wants it once
         gang = state.gangs[name]
@@ -180,7 +182,7 @@ def guarantee_then_weight(state: State) -> dict[str, float]:
             wanted[gang.spec.queue] -= gpus_of(gang.spec, gang.nomination.placement)
     for name in state.elastic:  # running elastic gangs would take more
         gang = state.gangs[name]
-        most = need_of(gang.spec, gang.spec.max_size).gpus_milli
+        most = need_milli(gang.spec, gang.spec.max_size, gang.option)
         wanted[gang.spec.queue] += max(0, most - gang.gpus_milli())
     share = {q.name: float(min(nominal_milli(q), wanted[q.name])) for q in state.configuration.queues}
     left = state.capacity.gpus_total * MILLI - sum(share.values())

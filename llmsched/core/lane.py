@@ -77,9 +77,9 @@ class Lanes:
     def put(self, gang: GangState, at: float, ledgers: Ledgers, *, waits: bool) -> None:
         """It waits from now on, or holds something."""
         if gang.stake is None or waits:
-            key = self._key(gang, ledgers)
+            key, need = self._asks(gang, ledgers)
             self.drop(gang, at)
-            gang.stake = Stake(key, at, need_milli(gang.spec, gang.spec.min_size, 0))
+            gang.stake = Stake(key, at, need)
             self._join(key)
         self._line_up(gang, waits)
 
@@ -93,7 +93,8 @@ class Lanes:
         self._followed = basis
         if not by_rank:
             return
-        moves = [(gang, key) for gang in gangs if gang.stake and (key := self._key(gang, ledgers)) != gang.stake.pool]
+        asked = ((gang, gang.stake, self._asks(gang, ledgers)[0]) for gang in gangs if gang.stake)
+        moves = [(gang, key) for gang, stake, key in asked if key != stake.pool]
         left: dict[PoolKey, PoolKey] = {}
         for gang, key in moves:
             assert gang.stake is not None
@@ -209,17 +210,13 @@ class Lanes:
             pool = self.pools[part.queue, part.flavor] = Pool()
             pool.debt, pool.at = part.debt, part.at
 
-    def _key(self, gang: GangState, ledgers: Ledgers) -> PoolKey:
-        """By the first of its options that there is enough for."""
+    def _asks(self, gang: GangState, ledgers: Ledgers) -> tuple[PoolKey, int]:
+        """Its pool, and what it asks for there, by the first of its options that there is enough for."""
         spec = gang.spec
         queue, flavors = spec.queue if ledgers.quota.enforced else "", self._gpus_of(ledgers)
-        if len(flavors) <= 1:
-            return queue, None
-        keys = [(queue, flavor_of(spec, option)) for option in options_of(spec)]
-        needs = (need_milli(spec, spec.min_size, option) for option in options_of(spec))
-        return next(
-            (key for key, need in zip(keys, needs, strict=True) if need <= self.capacity(key, ledgers)), keys[0]
-        )
+        asks = [((queue, flavor_of(spec, n)), need_milli(spec, spec.min_size, n)) for n in options_of(spec)]
+        found = asks[0] if len(asks) == 1 else next((a for a in asks if a[1] <= self.capacity(a[0], ledgers)), asks[0])
+        return found if len(flavors) > 1 else ((queue, None), found[1])
 
     def capacity(self, key: PoolKey, ledgers: Ledgers) -> int:
         """Thousandths of GPUs."""

@@ -213,7 +213,8 @@ def set_pace(world: World, gang: GangState) -> None:
     placement = gang.placement or ()
     gang.option, gang.flavor = placement[0].option, flavor_held(world.nodes, gang.spec, placement)
     gang.relative_speed = world.history.relative_speed(gang.spec, gang.option, gang.flavor)
-    gang.faster = world.history.faster(gang.spec, gang.size, gang.option, gang.pace(gang.size))
+    most = gang.spec.max_size if gang.spec.is_elastic() else gang.size
+    gang.faster = world.history.faster(gang.spec, most, gang.option, gang.pace(gang.size))
     if gang.faster:
         world.movable[gang.id] = None
     else:

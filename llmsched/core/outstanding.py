@@ -44,7 +44,7 @@ class Outstanding:
             self.models.setdefault(like, {})[gang.id] = None
         if spec.model or gang.work_left is None:
             return
-        gpus = (gang.size or spec.min_size) * bundle_milli(spec)
+        gpus = (gang.size or spec.min_size) * bundle_milli(spec, gang.option)
         if gang.started_at is None or not gang.is_active():
             left = round(max(gang.work_left, 0.0) * SECOND)
             self._still[gang.id] = (left, gpus)

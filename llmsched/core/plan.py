@@ -26,6 +26,7 @@ class Plan:
     moment: tuple[float, Message] | None = None  # when time alone may end the wait of anybody, the soonest
     by_clock: bool = False  # it might decide otherwise a moment before, as it goes by what moves all the time
     sizes: dict[str, int] = field(default_factory=dict)  # what elasticity wants each elastic gang to hold
+    kept_free: dict[str | None, int] = field(default_factory=dict)  # by flavor, for waiting work of fixed size
     beside_least: dict[str, None] = field(default_factory=dict)  # who has room once elastic ones hold their least
     nominations: dict[str, Nominate] = field(default_factory=dict)  # those that stand after this pass
     gather: Callable[[], dict[str, Reason]] = dict

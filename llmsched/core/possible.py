@@ -4,7 +4,7 @@ while it waits. Nodes and quota as they are now; a node that is still to come ma
 from __future__ import annotations
 
 from collections import Counter
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from llmsched.core.amounts import flavor_of, options_of
 from llmsched.core.capacity import room_when_empty
@@ -12,10 +12,13 @@ from llmsched.core.configuration import NodeType
 from llmsched.core.message import FLAVOR, LABEL, LEVEL, QUEUE, Arg, Message, Quote, Ref, say
 from llmsched.core.node_types import node_of, resources_of
 from llmsched.core.resources import MILLI, Resources
-from llmsched.core.shapes import Shape
-from llmsched.core.state import State
 from llmsched.core.suitable import Wish, wish_of
 from llmsched.core.workload import Option, Workload
+
+if TYPE_CHECKING:
+    from llmsched.core.records import GangState
+    from llmsched.core.shapes import Shape
+    from llmsched.core.state import State
 
 
 class Never(NamedTuple):
@@ -91,6 +94,21 @@ def able_options(state: State, shape: Shape) -> tuple[int, ...]:
         able = tuple(option for option in options if why_never_with(state, shape.sample, option) is None)
         shape.possible = (*stamp, able)
     return shape.possible[2]
+
+
+def option_of(state: State, gang: GangState) -> int:
+    """The option by which a gang is counted: of what it holds or is promised; while it waits, the first it would try of
+    those with which it could start."""
+    if gang.held:
+        return gang.option
+    count = len(options_of(gang.spec))
+    if count == 1:
+        return 0
+    if gang.nomination is not None:
+        return gang.nomination.placement[0].option
+    able = able_options(state, gang.shape) if gang.shape is not None else ()
+    tried = state.history.fastest_first(gang.spec, gang.spec.min_size, count)
+    return next((option for option in tried if option in able), 0)
 
 
 def _that_suit(state: State, wish: Wish) -> tuple[dict[Resources, int], list[NodeType]]:

@@ -100,7 +100,7 @@ class GangState:
     option: int = 0  # that its last attempt was launched with
     flavor: str | None = None  # of the nodes of that attempt
     relative_speed: float = 1.0  # of that flavor, where its option says nothing and history does
-    faster: tuple[tuple[float, int], ...] = ()  # (speed, option) on its flavors that are faster, the fastest first
+    faster: tuple[tuple[float, int], ...] = ()  # (speed, option) of flavors that are faster, at its largest size
     worked_s: float = 0.0  # seconds of work done, at min_size on the first option
     served_s: float = 0.0  # seconds in service of ended attempts
     served_gpu_s: float = 0.0  # GPU-seconds of the same

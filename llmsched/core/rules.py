@@ -275,7 +275,7 @@ class Rules:
         """Thousandths of GPUs that an elastic victim could give and go on: it is evicted only for what it cannot."""
         if not self.scheduling.elastic or not victim.spec.is_elastic():
             return 0
-        bundle = bundle_milli(victim.spec)
+        bundle = bundle_milli(victim.spec, victim.option)
         return max(0, size_of(victim.spec, self.trial.held(victim)) - victim.spec.min_size) * bundle
 
     def goes_by_turns(self) -> bool:

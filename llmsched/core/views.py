@@ -17,6 +17,7 @@ from llmsched.core.configuration import Scheduling
 from llmsched.core.estimate import Outlook, alike
 from llmsched.core.latency import Reach
 from llmsched.core.outstanding import SECOND
+from llmsched.core.possible import option_of
 from llmsched.core.records import GangState, WorkloadState, allowed_sizes, says_speed, speed
 from llmsched.core.resources import MILLI, Resources
 from llmsched.core.season import Expected
@@ -71,6 +72,10 @@ class GangView(Frozen):
     @property
     def size(self) -> int:
         return self._gang.size
+
+    @property
+    def option(self) -> int:
+        return self._gang.option
 
     @property
     def submitted_at(self) -> float:
@@ -412,8 +417,7 @@ class View(Frozen):
 
     def worked_s(self, gang: Gang) -> float:
         """Work done so far, over all attempts, in seconds at min_size on the first option."""
-        gang = _own(gang)
-        return gang.worked_s + self._since(gang)
+        return _own(gang).worked_s + self._since(_own(gang))
 
     def _since(self, gang: GangState) -> float:
         """Work done since its record was last brought up to date."""
@@ -422,17 +426,17 @@ class View(Frozen):
 
     def speed(self, gang: Gang, size: int) -> float:
         """Progress per second at `size`, where it is (waiting: on its first option), relative to min_size there."""
-        gang = _own(gang)
-        return gang.pace(size) if gang.is_holding() else speed(gang.spec, size)
+        return _own(gang).pace(size) if gang.is_holding() else speed(gang.spec, size)
 
     def sizes(self, gang: Gang) -> tuple[int, ...]:
         return allowed_sizes(gang.spec)
 
     def gpus_per_bundle(self, gang: Gang) -> float:
-        return bundle_milli(gang.spec) / MILLI
+        return bundle_milli(gang.spec, option_of(self._state, _own(gang))) / MILLI
 
     def gpus_of_replica(self, serve: WorkloadView) -> float:
-        return need_milli(serve.workload, serve.workload.min_size, 0) / MILLI
+        options = [option_of(self._state, self._state.gangs[name]) for name in serve._record.gangs[-1:]] or [0]
+        return need_milli(serve.workload, serve.workload.min_size, options[0]) / MILLI
 
     def gpus(self) -> int:
         """GPUs in the cluster."""

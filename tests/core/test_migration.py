@@ -130,3 +130,72 @@ def test_what_it_leaves_is_asked_for_in_the_same_moment() -> None:
     decided = given.turn(facts.Submitted(given.now, waits))
     assert decided.decisions == [Preempt("a", "faster_flavor")] and decided.plan.wake_at == given.now
     assert given.turn().decisions == [Nominate("w", 4)]
+
+
+def elastic(low: int, most: int, **more: Any) -> Workload:
+    """Four times as fast on A100 as on T4, at any size."""
+    each = [
+        Option(flavor, Resources(1000), tuple((size, fast * size / low) for size in range(low, most + 1)))
+        for flavor, fast in (("T4", 1.0), ("A100", 4.0))
+    ]
+    more = {"estimated_runtime_s": 20_000.0, "grace_s": 10.0} | more
+    return Workload("e", "e", "train", (Group("w", low, tuple(each)),), min_size=low, max_size=most, **more)
+
+
+def moved(given: Given) -> tuple[int, str | None]:
+    """It has left as it was told, and begins again."""
+    given.after(5.0, facts.Released(given.now, "e/0", 1))
+    given.turn()
+    gang = given.state.gangs["e/0"]
+    given.after(5.0, facts.Bound(given.now, "e/0", gang.attempt)).turn()
+    return gang.size, gang.flavor
+
+
+@pytest.mark.parametrize(("low", "most"), [(1, 2), (1, 4), (2, 4)])
+def test_an_elastic_gang_moves_to_as_many_of_the_faster_ones_as_are_free(low: int, most: int) -> None:
+    """One that may change its size was looked at by elasticity alone, which knows of no other flavor than that where
+    it is: it stayed on slow GPUs for good beside faster ones that were idle."""
+    given = on_t4(cluster("1 node x 4 A100, 1 node x 4 T4"), elastic(low, most))
+    assert given.turn().decisions == [Preempt("e", "faster_flavor")]
+    assert moved(given) == (most, "A100")
+
+
+@pytest.mark.parametrize(("taken", "moves"), [(3, True), (2, False)])
+def test_an_elastic_gang_moves_where_more_gpus_make_up_for_slower_ones(taken: int, moves: bool) -> None:
+    """Eight of the slow ones are as fast as two of the fast ones."""
+    given = cluster("1 node x 4 A100, 1 node x 8 T4").running("r", taken, flavor="A100").running("t", 8, flavor="T4")
+    given.turn(facts.Submitted(given.now, elastic(1, 8)))
+    given.after(1.0, facts.Bound(given.now, "e/0", 1)).turn()
+    assert (given.state.gangs["e/0"].size, given.state.gangs["e/0"].flavor) == (4 - taken, "A100")
+    given.after(200.0, facts.Finished(given.now, "t/0", 1, "succeeded"))
+    assert given.turn().decisions == ([Preempt("e", "faster_flavor")] if moves else [])
+    assert not moves or moved(given) == (8, "T4")
+
+
+def test_an_elastic_gang_takes_no_faster_gpus_that_others_are_to_have() -> None:
+    """Of four A100 that become free two are for one of fixed size that waits for six."""
+    given = cluster("2 nodes x 4 A100, 1 node x 4 T4")
+    given.running("b0", 4, flavor="A100").running("b1", 4, flavor="A100")
+    given.turn(facts.Submitted(given.now, elastic(1, 4)))
+    given.after(1.0, facts.Bound(given.now, "e/0", 1)).turn()
+    given.pending("big", 4, flavor="A100", priority=10).turn()
+    given.after(200.0, facts.Finished(given.now, "b0/0", 1, "succeeded"))
+    assert given.turn().decisions == [Launch("big", 4)]
+    assert given.after(200.0).turn().decisions == []
+
+
+def test_a_gang_is_counted_by_the_gpus_of_the_option_that_it_has() -> None:
+    """`["T4:2", "A100:1"]`, in order of preference, on A100: it was sized as if each bundle took two GPUs, and half of
+    the cluster stayed idle for good."""
+    options = (Option("T4", Resources(2000)), Option("A100", Resources(1000)))
+    both = Workload("e", "e", "train", (Group("w", 1, options),), min_size=1, max_size=8)
+    for nodes, size in (("1 node x 8 A100", 8), ("1 node x 8 T4", 4), ("1 node x 8 A100, 1 node x 8 T4", 8)):
+        given = cluster(nodes)
+        given.turn(facts.Submitted(given.now, both))
+        given.after(1.0, facts.Bound(given.now, "e/0", 1)).turn()
+        assert given.state.gangs["e/0"].size == size, nodes
+    given = cluster("1 node x 8 T4")
+    given.turn(facts.Submitted(given.now, replace(both, groups=(Group("w", 1, options[::-1]),))))
+    given.after(1.0, facts.Bound(given.now, "e/0", 1)).pending("f", 4, flavor="T4").turn()
+    assert given.after(100.0).turn().decisions in ([], [Launch("f", 4)])
+    assert given.state.gangs["e/0"].placement is not None and len(given.state.gangs["e/0"].placement) == 2

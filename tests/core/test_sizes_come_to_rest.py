@@ -8,8 +8,10 @@ import pytest
 from ledger import Given, cluster
 
 from llmsched.core import facts
-from llmsched.core.decisions import Resize
+from llmsched.core.decisions import Preempt, Resize
+from llmsched.core.resources import Resources
 from llmsched.core.status import Status
+from llmsched.core.workload import Group, Option, Workload
 
 STEP_S = 30.0
 SURE = ("even", "marginal_throughput", "goodput")
@@ -28,12 +30,12 @@ def carried_out(given: Given) -> list[object]:
 
 
 def resizes(given: Given, steps: int) -> list[float]:
-    """When somebody changed size, with nothing from outside but the clock."""
+    """When somebody changed size or moved, with nothing from outside but the clock."""
     found: list[float] = []
     for _ in range(steps):
         given.after(STEP_S)
         for decision in given.turn(*carried_out(given)).plan.decisions:
-            if isinstance(decision, Resize):
+            if isinstance(decision, (Resize, Preempt)):
                 found.append(given.now)
     return found
 
@@ -109,3 +111,38 @@ def test_every_set_of_elastic_gangs_comes_to_rest(seed: int, elasticity: str) ->
     gangs = len(given.state.elastic)
     assert len(resizes(given, 60)) <= 4 * gangs + 4
     assert len(resizes(given, 30)) <= gangs  # what is known of their work may put them into another order, once
+
+
+def on_two_kinds(seed: int, elasticity: str) -> Given:
+    """Elastic gangs that are faster on one kind of GPU than on the other, or take more of them there, and work that
+    ends and leaves either kind to them."""
+    chance = random.Random(seed)
+    nodes = [f"{chance.randint(1, 2)} nodes x {chance.choice((2, 4, 8))} {name}" for name in "AB"]
+    given = cluster(", ".join(nodes)).policies(elasticity=elasticity)
+    for number in range(2):
+        given.running(f"r{number}", chance.choice((1, 2)), flavor="AB"[number])
+    for number in range(chance.randint(1, 5)):
+        low, most = chance.choice((1, 1, 2)), chance.choice((2, 4, 8))
+        options = []
+        for flavor in chance.choice(("AB", "AB", "BA", "A", "B")):
+            fast, power = chance.choice((1.0, 1.0, 2.0, 4.0)), chance.choice((0.5, 1.0))
+            curve = tuple((size, fast * (size / low) ** power) for size in range(low, most + 1))
+            options.append(Option(flavor, Resources(chance.choice((1000, 1000, 2000))), curve))
+        group = Group("w", low, tuple(options))
+        left = chance.choice((None, 50_000.0, 200_000.0))
+        name = f"e{number}"
+        spec = Workload(name, name, "train", (group,), min_size=low, max_size=most, estimated_runtime_s=left)
+        given.turn(*carried_out(given), facts.Submitted(given.now, spec))
+    return given
+
+
+@pytest.mark.parametrize("elasticity", SURE)
+@pytest.mark.parametrize("seed", range(8))
+def test_who_may_move_to_faster_gpus_comes_to_rest_as_well(seed: int, elasticity: str) -> None:
+    given = on_two_kinds(seed, elasticity)
+    gangs = len(given.state.elastic) + len(given.state.waiting.elastic)
+    resizes(given, 20)
+    leave = [facts.Finished(given.now, name, 1, "succeeded") for name in ("r0/0", "r1/0")]
+    given.turn(*leave)
+    assert len(resizes(given, 60)) <= 4 * gangs + 4
+    assert resizes(given, 30) == []

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from math import inf
 from typing import NamedTuple
 
-from llmsched.core.amounts import flavors_of, need_milli
-from llmsched.core.possible import able_options
+from llmsched.core.amounts import flavor_of, flavors_of, need_milli
+from llmsched.core.possible import able_options, option_of
 from llmsched.core.records import GangState, amount_of, size_of
 from llmsched.core.room import OPEN, Closed, Room
 from llmsched.core.scheduling_pass import Pass
@@ -163,8 +163,9 @@ class Demand:
             if self._tried >= STARTS_TRIED:
                 if self._is_out(shape):
                     return
-                need = need_milli(shape.sample, shape.sample.min_size, 0) * (len(shape.entries) - number)
-                self._add(_Fixed(shape.flavors[0], need, gang.spec, (), closed))
+                option = option_of(state, gang)
+                need = need_milli(gang.spec, gang.spec.min_size, option) * (len(shape.entries) - number)
+                self._add(_Fixed(flavor_of(gang.spec, option), need, gang.spec, (), closed))
                 return
             self._tried += 1
             found = self._start(shape, gang)

@@ -52,7 +52,8 @@ def run(this: Pass, calendar: Calendar) -> None:
         held, reserved = gang.held, calendar.closed(gang, size)
         on_lacking, on_reserved = _of(this, held, lacking), _of(this, held, reserved)
         resize(this, gang, keeps(gang, size, held, on_lacking, on_reserved), why)
-        return min(gang.size - size, sum(placed.node in on_lacking for placed in held)) * bundle_milli(gang.spec)
+        given = min(gang.size - size, sum(placed.node in on_lacking for placed in held))
+        return given * bundle_milli(gang.spec, gang.option)
 
     for gang, target in asked:
         if plan.cut(since):
@@ -61,7 +62,7 @@ def run(this: Pass, calendar: Calendar) -> None:
     for gang, target in larger:
         if short <= 0 or plan.cut(since):
             break
-        bundle = bundle_milli(gang.spec)
+        bundle = bundle_milli(gang.spec, gang.option)
         most = gang.size - -(-short // bundle)  # no more than others lack
         to = max((size for size in allowed_sizes(gang.spec) if target <= size <= most), default=target)
         becomes(gang, to, say("resize.beyond_share"))
@@ -76,7 +77,7 @@ def _of(this: Pass, held: Placement, mask: int) -> dict[str, None]:
 
 def _grow(this: Pass, gang: GangState, target: int, calendar: Calendar) -> int:
     """Take what fits towards `target`; returns the thousandths of GPUs that are still missing."""
-    bundle = bundle_milli(gang.spec)
+    bundle = bundle_milli(gang.spec, gang.option)
     for size in [s for s in reversed(allowed_sizes(gang.spec)) if gang.size < s <= target]:
         extra = more(this, gang, size - gang.size, ~calendar.closed(gang, size))
         if extra is not None and calendar.allows(gang, extra):

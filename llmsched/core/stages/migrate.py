@@ -6,6 +6,10 @@ delayed: outside of ranking, those have been looked at before; by rank, whoever 
 Nobody is evicted for it, and every move raises the speed of the gang that moves, so that it moves at most once for each
 of its flavors until something else evicts it.
 
+An elastic gang moves to the fastest pair of size and flavor, last of all: by then who waits and who grows has been
+asked, and what waiting work of fixed size starts on, or others of that flavor are to grow by, is not for it. So it has
+there what nobody else wants.
+
 Its new place is kept for it while it leaves, and then promised to it (`Preempt.goes_to`): it begins there, or where it
 is faster still, or waits by its rank and age as anybody does.
 """
@@ -15,8 +19,9 @@ from __future__ import annotations
 from itertools import islice
 from typing import Any
 
+from llmsched.core.amounts import bundle_milli, need_milli
 from llmsched.core.message import FLAVOR, Ref, say
-from llmsched.core.records import GangState
+from llmsched.core.records import GangState, allowed_sizes
 from llmsched.core.resources import MILLI
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages import evict, place
@@ -41,9 +46,13 @@ class Moves:
         if not state.movable or not state.configuration.scheduling.migration:
             return
         self._free = self._free_flavors()
+        self._find(is_elastic=False)
+
+    def _find(self, *, is_elastic: bool) -> None:
+        state = self._this.state
         for name in islice(state.movable, LOOKED_AT) if self._free else ():
             gang = state.gangs[name]
-            if any(self._is_free(gang, option) for _, option in gang.faster) and self._may(gang) and self._pays(gang):
+            if gang.spec.is_elastic() is is_elastic and self._may(gang) and self._pays(gang):
                 self._rows.append((self._rank(gang), gang))
         self._rows.sort(key=lambda row: row[0])
 
@@ -59,49 +68,78 @@ class Moves:
         for _, gang in self._rows:
             self._move(gang)
         self._rows = []
+        if any(self._this.state.gangs[name].spec.is_elastic() for name in self._this.state.movable):
+            self._free = self._left_over()
+            self._find(is_elastic=True)
+            for _, gang in self._rows:
+                self._move(gang)
 
     def _rank(self, gang: GangState) -> tuple[Any, ...]:
         key = self._this.policies.ordering.key(gang, self._this.view)
         return (*key, gang.submitted_at, gang.workload_id, gang.index)
 
     def _free_flavors(self) -> dict[str | None, int]:
+        """Thousandths of GPUs, by the number."""
         capacity = self._this.state.capacity
         counts = {flavor: capacity.free_gpus(mask & capacity.open) for flavor, mask in capacity.by_flavor.items()}
-        return {flavor: count for flavor, count in counts.items() if count}
+        return {flavor: count * MILLI for flavor, count in counts.items() if count}
+
+    def _left_over(self) -> dict[str | None, int]:
+        """The same without what others are to have."""
+        this = self._this
+        found = self._free_flavors()
+        for flavor in found:
+            found[flavor] -= this.plan.kept_free.get(flavor, 0)
+        for name, size in this.plan.sizes.items():
+            gang = this.state.gangs[name]
+            if gang.is_active() and gang.flavor in found:
+                found[gang.flavor] -= max(0, size - gang.size) * bundle_milli(gang.spec, gang.option)
+        return {flavor: amount for flavor, amount in found.items() if amount > 0}
 
     def _may(self, gang: GangState) -> bool:
         this, spec = self._this, gang.spec
         if gang.status is not Status.RUNNING or not spec.preemptible or gang.lost_members:
             return False
-        if gang.id in this.trial.leaving or gang.id in this.trial.shrinking or gang.id in this.plan.sizes:
+        if gang.id in this.trial.leaving or gang.id in this.trial.shrinking or not this.plan.sizes.get(gang.id, 1):
             return False
         scheduling = this.state.configuration.scheduling
         rests = max(scheduling.quantum_s, spec.min_runtime_s, 2.0 * scheduling.restart_cost_s)
         return this.has_held(gang, rests)
 
-    def _is_free(self, gang: GangState, option: int) -> bool:
+    def _is_free(self, gang: GangState, size: int, option: int) -> bool:
         """Whether enough GPUs are free on its flavor, by the number."""
-        each = gang.spec.groups[0].options[option]
-        return self._free.get(each.flavor, 0) * MILLI >= each.resources.gpus_milli * gang.size
+        flavor = gang.spec.groups[0].options[option].flavor
+        return self._free.get(flavor, 0) >= need_milli(gang.spec, size, option)
 
-    def _pays(self, gang: GangState) -> list[int]:
-        """The options with free GPUs on which it would end sooner, restart included, the fastest first."""
+    def _faster(self, gang: GangState) -> list[tuple[float, int, int]]:
+        """(speed, size, option) for which there are free GPUs, the fastest first, of equals the smallest."""
+        rows = [(speed, gang.size, option) for speed, option in gang.faster]
+        if gang.spec.is_elastic():
+            most, history = gang.wanted_size or gang.spec.max_size, self._this.state.history
+            sizes = [size for size in allowed_sizes(gang.spec) if size <= most]
+            pace = gang.pace(gang.size)
+            rows = [(each[0], n, each[1]) for n in sizes for each in history.faster(gang.spec, n, gang.option, pace)]
+            rows.sort(key=lambda row: (-row[0], row[1], row[2]))
+        return [row for row in rows if self._is_free(gang, row[1], row[2])]
+
+    def _pays(self, gang: GangState) -> list[tuple[int, int]]:
+        """(size, option) with free GPUs with which it would end sooner, restart included, the fastest first."""
         now, cost = gang.pace(gang.size), self._this.state.configuration.scheduling.restart_cost_s
         left = self._this.view.work_left(gang)
         if left is None:
             left = max(UNKNOWN_S, self._this.view.worked_s(gang))
         return [
-            option
-            for speed, option in gang.faster
-            if self._is_free(gang, option) and left / speed * SOONER + cost < left / max(now, 1e-9)
+            (size, option)
+            for speed, size, option in self._faster(gang)
+            if left / speed * SOONER + cost < left / max(now, 1e-9)
         ]
 
     def _move(self, gang: GangState) -> None:
         this = self._this
         if self._count >= MOVED_AT_MOST:
             return
-        for option in self._pays(gang):
-            found = _try(this, gang, option, ~self._calendar.closed(gang, gang.size))
+        for size, option in self._pays(gang):
+            found = _try(this, gang, size, option, ~self._calendar.closed(gang, size))
             if found is None or not self._calendar.allows(gang, found):
                 continue
             flavor = gang.spec.groups[0].options[option].flavor or ""
@@ -109,15 +147,15 @@ class Moves:
             evict.evict(this, gang, evict.FASTER, why, goes_to=found)
             self._count += 1
             this.plan.asks_again = this.plan.asks_again or bool(this.state.waiting.count)  # for what it leaves
-            self._free = self._free_flavors()
+            self._free = self._left_over() if gang.spec.is_elastic() else self._free_flavors()
             return
 
 
-def _try(this: Pass, gang: GangState, option: int, only: int = -1) -> Placement | None:
+def _try(this: Pass, gang: GangState, size: int, option: int, only: int) -> Placement | None:
     """A place for it with that option, beside what it holds; its quota as if it had let go."""
     trial = this.trial
     mark = trial.mark()
     trial.hold(gang, ())
-    found = place.find(this, gang, gang.size, only, explain=False, option=option)
+    found = place.find(this, gang, size, only, explain=False, option=option)
     trial.rollback(mark)
     return None if isinstance(found, place.Refused) else found

@@ -66,7 +66,7 @@ def _waits_for(this: Pass, victims: Sequence[str]) -> Message:
         if after is None:
             leaves.append(gang.workload_id)
             continue
-        given = (len(gang.held) - len(after)) * bundle_milli(gang.spec)
+        given = (len(gang.held) - len(after)) * bundle_milli(gang.spec, gang.option)
         who = workload(gang.workload_id)
         gives.append(say("release", who=who, amount=given) if given else say("release.some", who=who))
     if not gives:

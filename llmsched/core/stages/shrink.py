@@ -132,7 +132,7 @@ def give(this: Pass, giver: GangState, placement: Placement, receiver: GangState
 
 
 def _given_milli(this: Pass, gang: GangState, placement: Placement) -> int:
-    return (len(this.trial.standing(gang)) - len(placement)) * bundle_milli(gang.spec)
+    return (len(this.trial.standing(gang)) - len(placement)) * bundle_milli(gang.spec, gang.option)
 
 
 def _loss_s(this: Pass, gang: GangState) -> float:
@@ -168,7 +168,7 @@ def _givers(this: Pass, gang: GangState, rules: Rules, to_least: bool = False) -
         if giver.wanted_size is not None and giver.wanted_size < floor:  # its user has: what it lets go is anybody's
             floor, by = giver.wanted_size, ""
         if floor < now:
-            gives = (now - floor) * bundle_milli(giver.spec)
+            gives = (now - floor) * bundle_milli(giver.spec, giver.option)
             loss = _loss_s(this, giver) / max(1, min(gives, need))
             key = (rules.is_reluctant(giver), giver.spec.priority, loss, -gives, giver.submitted_at, giver.id)
             rows.append((key, giver, floor, by))
@@ -179,13 +179,13 @@ def _givers(this: Pass, gang: GangState, rules: Rules, to_least: bool = False) -
 def _step(giver: GangState, now: int) -> int:
     """Thousandths of GPUs that the first step down from size `now` releases."""
     smaller = max((size for size in allowed_sizes(giver.spec) if size < now), default=now)
-    return (now - smaller) * bundle_milli(giver.spec)
+    return (now - smaller) * bundle_milli(giver.spec, giver.option)
 
 
 def _allowed_floor(trial: Trial, giver: GangState, floor: int, rules: Rules, code: str) -> int:
     """How far down the rules let a giver of another queue go: each step only while its queue has more than is its own,
     after those who gave before it, but for what its user has it let go."""
-    bundle, standing = bundle_milli(giver.spec), trial.standing(giver)
+    bundle, standing = bundle_milli(giver.spec, giver.option), trial.standing(giver)
     mark = trial.mark()
     now = lowest = size_of(giver.spec, standing)
     for size in [s for s in reversed(allowed_sizes(giver.spec)) if floor <= s < now]:

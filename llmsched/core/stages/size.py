@@ -16,6 +16,7 @@ from llmsched.core.estimate import History
 from llmsched.core.fair import GUARANTEE, guarantee_then_weight, nominal_milli
 from llmsched.core.lane import due, is_owed
 from llmsched.core.plan import Plan
+from llmsched.core.possible import option_of
 from llmsched.core.records import GangState, allowed_sizes, gpus_of
 from llmsched.core.resources import MILLI
 from llmsched.core.scheduling_pass import Pass
@@ -36,6 +37,7 @@ def run(this: Pass, calendar: Calendar) -> None:
     by_rank = state.configuration.scheduling.preemption.within_queue == "by_rank"  # 0 is a size then: nothing for now
     demand = Demand(this, calendar, running, by_rank)
     waiting = [gang for shape in shapes for gang in demand.able(shape)]
+    plan.kept_free = {flavor: demand.rigid_of([flavor]) for flavor in state.capacity.by_flavor}
     owed = _owed(this, running) if by_rank else {}
     plan.sizes.update((name, nearest(gang, gang.spec.min_size)) for name, gang in owed.items())
     gangs = sorted(running + waiting, key=lambda g: (g.submitted_at, g.workload_id, g.index))[:GANGS_SHARED]
@@ -89,24 +91,24 @@ def _share_out(
             theirs = demand.rigid_of(flavors, below)
             most = [(limit.of(tier), limit.most(below)) for limit in limits]
             asked = [
-                (bound, most - sum(map(_least_milli, limit.of(kept))))
+                (bound, most - _all_least_milli(state, limit.of(kept)))
                 for limit, (bound, most) in zip(limits, most, strict=True)
             ]
-            for name, size in _shares(this, tier, left + theirs - sum(map(_least_milli, kept)), asked).items():
+            for name, size in _shares(this, tier, left + theirs - _all_least_milli(state, kept), asked).items():
                 gang = state.gangs[name]
                 plan.sizes[name] = 0 if by_rank and not size and gang.wanted_size is None else nearest(gang, size)
             if by_rank:
                 is_behind = left < amount or demand.rigid_of(flavors) > theirs  # others come before it
                 for those, amount_there in [*most, (tier, max(0, left + theirs))]:
-                    _cut(plan, those, amount_there, may_rest=is_behind)
-            left -= _given_milli(plan, tier)
+                    _cut(this, those, amount_there, may_rest=is_behind)
+            left -= _given_milli(this, tier)
             for limit in limits:
-                limit.left -= _given_milli(plan, limit.of(tier))
+                limit.left -= _given_milli(this, limit.of(tier))
         if not by_rank:
             for those, amount_there in [*bounds, (members, amount)]:
-                _cut(plan, those, amount_there)
+                _cut(this, those, amount_there)
     if by_rank and state.quota.enforced:
-        _fill(plan, sharing, capacity, limits)
+        _fill(this, sharing, capacity, limits)
 
 
 def _shares(
@@ -117,7 +119,7 @@ def _shares(
     policy = this.policies.elasticity
     sizes = dict(policy.share(gangs, max(0, capacity) // MILLI, this.view))
     for bound, most in bounds:
-        if sum(sizes.get(gang.id, 0) * bundle_milli(gang.spec) for gang in bound) > most:
+        if sum(sizes.get(gang.id, 0) * _bundle_milli(this.state, gang) for gang in bound) > most:
             others = [gang for gang in gangs if gang not in bound]
             sizes |= policy.share(bound, max(0, most) // MILLI, this.view)
             if others:
@@ -125,8 +127,8 @@ def _shares(
     return sizes
 
 
-def _given_milli(plan: Plan, gangs: list[GangState]) -> int:
-    return sum(plan.sizes.get(gang.id, 0) * bundle_milli(gang.spec) for gang in gangs)
+def _given_milli(this: Pass, gangs: list[GangState]) -> int:
+    return sum(this.plan.sizes.get(gang.id, 0) * _bundle_milli(this.state, gang) for gang in gangs)
 
 
 def _owed(this: Pass, running: list[GangState]) -> dict[str, GangState]:
@@ -154,21 +156,21 @@ def _give_the_owed(
             continue
         priority = tier[0].spec.priority if by_priority else inf
         higher = [gang for gang in sharing if gang.spec.priority > priority]
-        left = capacity - _given_milli(plan, higher)
+        left = capacity - _given_milli(this, higher)
         theirs = demand.rigid_of(flavors, priority + 1)
         most = left + theirs + _fixed_milli(this.state, sharing, priority)
         is_first = not higher and demand.rigid_of(flavors) == theirs
         kept: list[GangState] = []
         for gang in tier:
-            if (is_first and not kept) or _least_milli(gang) <= most:
+            if (is_first and not kept) or _least_milli(this.state, gang) <= most:
                 kept.append(gang)
-                most -= _least_milli(gang)
+                most -= _least_milli(this.state, gang)
         given: list[GangState] = []
         while resting := [gang for gang in kept if gang not in given and not plan.sizes.get(gang.id)]:
             given += resting
-            bounds, taken = demand.limits(flavors, sharing), sum(map(_least_milli, given))
+            bounds, taken = demand.limits(flavors, sharing), _all_least_milli(this.state, given)
             for limit in bounds:
-                limit.left -= _given_milli(plan, limit.of(higher)) + sum(map(_least_milli, limit.of(given)))
+                limit.left -= _given_milli(this, limit.of(higher)) + _all_least_milli(this.state, limit.of(given))
             others = [gang for gang in sharing if gang not in given and gang not in higher]
             _share_out(this, others, max(0, left - taken), True, demand, flavors, bounds)
         plan.sizes.update((gang.id, nearest(gang, gang.spec.min_size)) for gang in given)
@@ -204,10 +206,10 @@ def _pools(state: State, gangs: list[GangState]) -> list[tuple[list[str | None],
     return [([*flavors], sorted(each, key=lambda gang: order[gang.id])) for flavors, each in pools]
 
 
-def _cut(plan: Plan, members: list[GangState], amount: int, may_rest: bool = False) -> None:
+def _cut(this: Pass, members: list[GangState], amount: int, may_rest: bool = False) -> None:
     """Whatever the policy said, sizes together stay within the amount, or at their minimum: the lowest priority gives
     first, then the newest. Where they `may_rest` that is not enough: then those rest that wait, and last who runs."""
-    bundle = {gang.id: bundle_milli(gang.spec) for gang in members}
+    plan, bundle = this.plan, {gang.id: _bundle_milli(this.state, gang) for gang in members}
     over = sum(plan.sizes.get(gang.id, 0) * bundle[gang.id] for gang in members) - amount
     free = [gang for gang in members if gang.wanted_size is None]
     free.sort(key=lambda gang: (-gang.spec.priority, gang.submitted_at, gang.workload_id, gang.index), reverse=True)
@@ -226,14 +228,14 @@ def _cut(plan: Plan, members: list[GangState], amount: int, may_rest: bool = Fal
             plan.sizes[gang.id] = 0
 
 
-def _fill(plan: Plan, sharing: list[GangState], capacity: int, limits: list[Limit]) -> None:
+def _fill(this: Pass, sharing: list[GangState], capacity: int, limits: list[Limit]) -> None:
     """Whoever was to rest because its queue is due less than its least has that least all the same where no queue
     takes the GPUs: a part of the cluster too small for anybody must not stay idle for ever."""
-    left = capacity - _given_milli(plan, sharing)
+    plan, left = this.plan, capacity - _given_milli(this, sharing)
     for gang in sorted(
         sharing, key=lambda gang: (-gang.spec.priority, gang.submitted_at, gang.workload_id, gang.index)
     ):
-        need, mine = _least_milli(gang), [limit for limit in limits if gang.id in limit.names]
+        need, mine = _least_milli(this.state, gang), [limit for limit in limits if gang.id in limit.names]
         if plan.sizes.get(gang.id) == 0 and need <= min((limit.left for limit in mine), default=left) and need <= left:
             plan.sizes[gang.id] = gang.spec.min_size
             left -= need
@@ -250,8 +252,16 @@ def _tiers(members: list[GangState]) -> list[tuple[list[GangState], list[GangSta
     return found
 
 
-def _least_milli(gang: GangState) -> int:
-    return need_milli(gang.spec, gang.spec.min_size, 0)
+def _bundle_milli(state: State, gang: GangState) -> int:
+    return bundle_milli(gang.spec, option_of(state, gang))
+
+
+def _least_milli(state: State, gang: GangState) -> int:
+    return need_milli(gang.spec, gang.spec.min_size, option_of(state, gang))
+
+
+def _all_least_milli(state: State, gangs: list[GangState]) -> int:
+    return sum(_least_milli(state, gang) for gang in gangs)
 
 
 def _entitled(trial: Trial, by_queue: dict[str, list[GangState]], capacity: int) -> dict[str, int]:
@@ -269,7 +279,7 @@ def _entitled(trial: Trial, by_queue: dict[str, list[GangState]], capacity: int)
     share: dict[str, int] = {}
     most: dict[str, int] = {}
     for name, members in by_queue.items():
-        demand[name] = sum(need_milli(gang.spec, gang.spec.max_size, 0) for gang in members)
+        demand[name] = sum(need_milli(gang.spec, gang.spec.max_size, option_of(state, gang)) for gang in members)
         elastic_now = sum(gang.gpus_milli() for gang in members if gang.is_active())
         use = state.use.get(name)
         rigid = (use.gpus_milli if use else 0) - elastic_now

@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from llmsched.core import scaling
-from llmsched.core.amounts import bundle_milli, flavors_of, need_milli
+from llmsched.core.amounts import bundle_milli, flavors_of
 from llmsched.core.message import Message, say, workload
-from llmsched.core.records import GangState, WorkloadState
+from llmsched.core.records import GangState, WorkloadState, gpus_of
 from llmsched.core.resources import MILLI
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages.size import free_at_last
@@ -87,8 +87,10 @@ def _capacity(this: Pass, record: WorkloadState, gangs: list[GangState]) -> int:
     if state.quota.enforced:
         rows = {state.quota.row_of(queue, flavor): flavor for flavor in flavors}
         free = min(free, sum(max(0, state.quota.available(queue, flavor)) for flavor in rows.values()))
-    held = sum(len(this.trial.standing(gang)) * bundle_milli(gang.spec) for gang in gangs)
+    held = sum(len(this.trial.standing(gang)) * bundle_milli(gang.spec, gang.option) for gang in gangs)
     for gang in (state.gangs[name] for name in record.gangs if name not in this.trial.leaving):
-        is_promised = gang.nomination is not None and not gang.is_active()
-        held += need_milli(gang.spec, gang.spec.min_size, 0) if is_promised else gang.gpus_milli() * gang.is_active()
+        if gang.is_active():
+            held += gang.gpus_milli()
+        elif gang.nomination is not None:
+            held += gpus_of(gang.spec, gang.nomination.placement)
     return (free + held) // MILLI

@@ -237,7 +237,7 @@ class Declared:
 def gpus_of(gang: GangView) -> float:
     """What it has or, while it waits, gets at least."""
     spec = gang.spec
-    return (gang.size or spec.min_size) * bundle_milli(spec) / MILLI
+    return (gang.size or spec.min_size) * bundle_milli(spec, gang.option) / MILLI
 
 
 def _by_bound(tier: int, bounds: Iterable[Bound], key: KeyOf, given: Collection[str]) -> Iterator[tuple[Key, str]]:
