@@ -323,6 +323,33 @@ def test_by_rank_everybody_ends_within_the_bound_at_any_load(
     assert "large" in looked_at and len(looked_at) > 2
 
 
+@pytest.mark.parametrize("wide_at", [None, 100.5, 300.5])
+def test_by_rank_one_that_borrows_takes_no_turn_of_those_that_its_queue_owns_enough_for(wide_at: float | None) -> None:
+    """All of another queue's work was taken to make way for it as well, whose own that is: so it was owed a start in
+    every ranking, never got one, and nobody after it in its queue was owed any."""
+    given = ranked("1 node x 8").queue("a", 4).queue("b", 4).scheduling(preemption=PreemptionRules("by_rank", "any"))
+    jobs = [(7.0 * number, work(f"s{number}", queue="ab"[number % 2]), 60.0) for number in range(300)]
+    jobs += [(wide_at, work("wide", 5, queue="a"), 300.0)] if wide_at is not None else []
+    jobs.append((200.5, work("large", 4, queue="a"), 300.0))
+    stream = Stream(given, jobs)
+    assert stream.until("large/0", 2000.0) is not None
+    assert stream.starts["large/0"][0] <= 200.5 + PATIENCE * HOLD_S + QUANTUM_S
+
+
+def test_of_those_held_for_who_asks_for_what_its_queue_owns_comes_before_an_older_one_that_borrows() -> None:
+    """One that borrowed was overdue first, and its places, which nobody would let go of, were kept from the gang, so
+    that this had no planned start at all: newer work of its own queue went past it for ever."""
+    given = cluster("1 node x 8 A, 1 node x 4 B").queue("a", 11).queue("b", 1).rules("lower_priority", "any")
+    given.scheduling(hold_after_s=HOLD_S, order="best_effort")
+    jobs = [(1.0 + 4.2 * number, work(f"s{number}", queue="a"), 60.0) for number in range(600)]
+    jobs += [(2.0 + 92.3 * number, work(f"two{number}", 2, queue="b"), 60.0) for number in range(27)]
+    whole = Group("workers", 1, (Option(None, Resources(8000)),))
+    jobs.append((300.0, Workload("large", "large", "task", (whole,), queue="a"), 300.0))
+    stream = Stream(given, sorted(jobs, key=lambda job: job[0]))
+    assert stream.until("large/0", 2500.0) is not None
+    assert stream.starts["large/0"][0] <= 300.0 + HOLD_S + 2 * 60.0
+
+
 def test_who_had_waited_long_runs_its_part_before_it_is_evicted_again() -> None:
     given = ranked("1 node x 1", "priority")
     given.running("runs", 1).pending("waits", 1).after(4 * HOLD_S)

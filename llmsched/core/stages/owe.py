@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from itertools import islice
 
 from llmsched.core.amounts import flavors_of, least_milli
+from llmsched.core.kept_quota import Owners
 from llmsched.core.lane import Pool, PoolKey, due, part_s
 from llmsched.core.lane import Row as LaneRow
 from llmsched.core.planned import Promise, earliest
@@ -130,7 +131,7 @@ class _Chances:
 
     def __init__(self, this: Pass, calendar: Calendar) -> None:
         self.this, self.state, self.calendar = this, this.state, calendar
-        self.tried = 0
+        self.tried, self._owners = 0, Owners(this.trial)
         state = self.state
         self.is_one_line = not state.quota.enforced or len(state.quota.queues) <= 1
         self.are_doubtful = not self.is_one_line or any(
@@ -194,7 +195,8 @@ class _Chances:
             return False
         if self.is_one_line or other.spec.queue == gang.spec.queue:
             return True
-        return all(rules_of(self.state, one.spec.queue).reclaim == "any" for one in (gang, other))
+        is_any = all(rules_of(self.state, one.spec.queue).reclaim == "any" for one in (gang, other))
+        return is_any and self._owners.allow(gang.spec)  # who borrows has no right to what another queue owns
 
     def _staying(self, gang: GangState) -> list[GangState]:
         """Those that have exchanged a place with it."""
