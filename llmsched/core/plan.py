@@ -11,6 +11,7 @@ from llmsched.core.answers import Trouble
 from llmsched.core.decisions import Decision, Nominate
 from llmsched.core.explain import Reason
 from llmsched.core.message import Message
+from llmsched.core.workload import Placement
 
 PORTION = 100  # decisions of one stage in one pass: whatever comes at once, a pass takes a bounded time
 
@@ -26,6 +27,7 @@ class Plan:
     moment: tuple[float, Message] | None = None  # when time alone may end the wait of anybody, the soonest
     by_clock: bool = False  # it might decide otherwise a moment before, as it goes by what moves all the time
     sizes: dict[str, int] = field(default_factory=dict)  # what elasticity wants each elastic gang to hold
+    would_start: dict[str, Placement] = field(default_factory=dict)  # waiting work of fixed size, beside elastic work
     kept_free: dict[str | None, int] = field(default_factory=dict)  # by flavor, for waiting work of fixed size
     beside_least: dict[str, None] = field(default_factory=dict)  # who has room once elastic ones hold their least
     nominations: dict[str, Nominate] = field(default_factory=dict)  # those that stand after this pass

@@ -269,3 +269,35 @@ def test_who_can_grow_on_one_flavor_alone_has_no_share_of_another(elasticity: st
     given.pending("any", 4, elastic=(4, 4), priority=50).pending("last", 2, elastic=(2, 8), priority=10)
     submitted(given)
     assert [given.state.gangs[f"{name}/0"].size for name in ("b", "any", "last")] == [4, 4, 4]
+
+
+@pytest.mark.parametrize("flavors", [("A", "B"), ("B", "A")])
+def test_an_elastic_gang_starts_beside_work_of_a_higher_priority_that_needs_one_of_its_flavors(
+    flavors: tuple[str, str],
+) -> None:
+    """Its share was right by the number, over both flavors, and it took the one that the other needs, which waited for
+    the next ranking and evicted it then."""
+    given = cluster("1 node x 4 A, 1 node x 4 B").policies(ordering="priority").rules("by_rank", "any")
+    given.scheduling(quantum_s=60.0).running("long", 2, flavor="B", priority=95)
+    given.running("old", 4, flavor="A", priority=95).running("other", 2, flavor="B", priority=95)
+    options = tuple(Option(flavor, Resources(1000)) for flavor in flavors)
+    group = Group("w", 2, options)
+    both = Workload("e", "e", "train", (group,), priority=50, min_size=2, max_size=3)
+    given.turn(facts.Submitted(given.now, both))
+    given.pending("high", 2, flavor="A", priority=90).turn()
+    for name in ("old/0", "other/0"):
+        given.state.apply(facts.Finished(given.now, name, 1, "succeeded"))
+    given.after(120.0)
+    assert sorted(given.turn().decisions, key=str) == [Launch("e", 2), Launch("high", 2)]
+
+
+@pytest.mark.parametrize("priority", [50, 90])
+def test_an_elastic_gang_makes_way_in_its_queue_though_gpus_of_another_queue_are_idle(priority: int) -> None:
+    """What fixed work would start on was taken from the cluster, never from what its queue may use: beside idle GPUs of
+    another queue elastic work of the lowest priority kept all of a quota for ever."""
+    given = cluster("1 node x 8").queue("a", 2, borrow=0).queue("b", 6).policies(ordering="priority")
+    given.rules("by_rank", "any").scheduling(quantum_s=60.0)
+    given.running("e", 2, (1, 4), queue="a", priority=20)
+    given.pending("high", 2, queue="a", priority=priority)
+    given.after(120.0)
+    assert given.turn().decisions == [Preempt("e", "in_queue_rank"), Nominate("high", 2)]

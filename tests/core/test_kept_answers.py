@@ -372,8 +372,8 @@ def test_where_one_goes_that_names_no_flavor_does_not_follow_from_nodes_that_hav
 
 
 def test_what_one_was_told_for_itself_ends_when_all_of_its_class_are_told_anew() -> None:
-    """Two of a class were kept out by a reservation, which is told to each. When nodes were short as well, the first was
-    asked, and its class told so: the second went on to say that a reservation keeps it out, until a restart."""
+    """Two of a class were kept out by a reservation, which is told to each. When nodes were short as well, the first
+    was asked, and its class told so: the second went on to say that a reservation keeps it out, until a restart."""
     given = cluster("1 node x 4").reserve(1000.0, 1000.0, "ann", nodes=("n-0",)).running("a", 2)
     given.pending("x0", 2).pending("x1", 2).after(1100.0)
     given.turn()

@@ -28,8 +28,8 @@ STARTS_TRIED = 128  # waiting gangs of fixed size one pass looks for room for; t
 
 @dataclass(slots=True)
 class Limit:
-    """Gangs that the same reservations keep out, or that are of one flavor, and the thousandths of GPUs that are there
-    for them in all; besides, by priority, those that fixed work would start on and that are counted out of these."""
+    """Gangs that the same reservations keep out, or that are of one flavor or queue, and the thousandths of GPUs that
+    are there for them in all; besides, by priority, those that fixed work would start on and that are counted out."""
 
     names: dict[str, None]
     left: int
@@ -175,6 +175,7 @@ class Demand:
                 refused[closed] = None
                 continue
             trial.hold(gang, found)
+            self._this.plan.would_start[gang.id] = found
             for placed in found:
                 flavor = state.nodes[placed.node].node.flavor
                 self._add(_Fixed(flavor, amount_of(gang.spec, placed).gpus_milli, gang.spec, (placed,), closed))
@@ -190,9 +191,9 @@ class Demand:
         return sum(amount for (flavor, priority), amount in rows if flavor in flavors and priority < below)
 
     def limits(self, flavors: list[str | None], sharing: list[GangState]) -> list[Limit]:
-        """For those of the sharing that reservations keep out, and for those that can have GPUs of one flavor alone."""
-        trial, rows = self._this.trial, self._calendar.windows.rows
-        if not rows and len(flavors) <= 1:
+        """For those of the sharing that reservations keep out, those that can have one flavor alone, and each queue."""
+        trial, rows, quota = self._this.trial, self._calendar.windows.rows, self._this.state.quota
+        if not rows and len(flavors) <= 1 and not quota.enforced:
             return []
         mark = trial.mark()
         trial.let_them_go()
@@ -202,6 +203,8 @@ class Demand:
             trial.unpromise(gang)
         room, found = Room(trial, rows), []
         confined: dict[str | None, dict[str, None]] = {}
+        queues = dict.fromkeys(gang.spec.queue for gang in sharing) if quota.enforced else {}
+        found += [self._of_quota(queue, sharing, flavors) for queue in queues]
         for gang in sharing if len(flavors) > 1 else ():
             if len(only := _flavors_of(self._this.state, gang)) == 1:
                 confined.setdefault(only[0], {})[gang.id] = None
@@ -215,6 +218,18 @@ class Demand:
                 found.append(self._limit(room, names, sharing, closed, flavors))
         trial.rollback(mark)
         return found
+
+    def _of_quota(self, queue: str, sharing: list[GangState], flavors: list[str | None]) -> Limit:
+        """What quota allows those of a queue, without what its fixed work would start on."""
+        quota = self._this.state.quota
+        names = {gang.id: None for gang in sharing if gang.spec.queue == queue}
+        rows = {quota.row_of(queue, flavor): flavor for flavor in flavors}
+        left = sum(max(0, quota.available(queue, flavor)) for flavor in rows.values())
+        rigid: dict[int, int] = {}
+        for row in self._fixed:
+            if row.spec.queue == queue and row.flavor in flavors:
+                rigid[row.spec.priority] = rigid.get(row.spec.priority, 0) + row.amount
+        return Limit(names, left - sum(rigid.values()), rigid)
 
     def _limit(
         self, room: Room, names: dict[str, None], sharing: list[GangState], closed: Closed, flavors: list[str | None]

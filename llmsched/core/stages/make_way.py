@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import inf
@@ -91,6 +92,7 @@ def _find(
     free, in_vain = [giver for giver in smaller if giver.has_choice()], 0
     found: list[tuple[GangState, Placement]] = []
     refused: set[int] = set()  # shapes that did not fit: their like will not either
+    before = _Before(this)
     for gang in starters:
         shape = gang.shape.serial if gang.shape is not None else -1
         if shape in refused:
@@ -98,6 +100,7 @@ def _find(
         if len(found) >= PORTION:
             plan.is_cut = True
             break
+        before.hold_for(gang)
         stay = staying.stay_for(gang)
         fitting, is_kept_out = None, False
         with _where_they_are(trial, stay):
@@ -117,7 +120,31 @@ def _find(
             found.append((gang, fitting))
         elif not stay and not is_kept_out:
             refused.add(shape)
+    before.let_go()
     return found
+
+
+class _Before:
+    """Waiting work of fixed size that comes before an elastic gang, where it would start: an elastic gang that may have
+    either of two flavors must not take the one that such work needs."""
+
+    def __init__(self, this: Pass) -> None:
+        self._trial, gangs = this.trial, this.state.gangs
+        rows = [(gangs[name], placement) for name, placement in this.plan.would_start.items()]
+        self._rows = deque(sorted(rows, key=lambda row: -row[0].spec.priority))
+        self._held: list[GangState] = []
+
+    def hold_for(self, gang: GangState) -> None:
+        """What comes before it and before those that were asked before. Those that are ranked are in order by that."""
+        while gang.spec.is_elastic() and self._rows and self._rows[0][0].spec.priority >= gang.spec.priority:
+            other, placement = self._rows.popleft()
+            if other.id not in self._trial.begun and fits(self._trial, other.spec, placement):
+                self._trial.hold(other, placement)
+                self._held.append(other)
+
+    def let_go(self) -> None:
+        for gang in self._held:
+            self._trial.hold(gang, ())
 
 
 def _find_beside(

@@ -49,8 +49,8 @@ BUGS = (
     Bug(
         "stale_reclaim", "kueue#14609", "core/stages/preempt.py",
         "                code_now = rules.now(victim, code)\n                if not code_now:\n"
-        "                    continue\n                seen += 1",
-        "                code_now = code\n                seen += 1",
+        "                    continue\n                before[victim.id]",
+        "                code_now = code\n                before[victim.id]",
         f"{DECISIONS}::test_reclaim_stops_at_the_guarantee_of_the_victims_queue",
     ),
     Bug(
