@@ -67,7 +67,7 @@ class NodeState:
     def twin(self) -> NodeState:
         """The same node with a ledger of its own."""
         other = NodeState.__new__(NodeState)
-        for name in self.__slots__:
+        for name in NodeState.__slots__:
             setattr(other, name, getattr(self, name))
         other.custom, other.shares = self.custom.copy(), self.shares.copy()
         return other
@@ -186,6 +186,14 @@ class Capacity:
         other.by_free = self.by_free.copy()
         return other
 
+    def overlay(self) -> Overlay:
+        """The same, for as long as nothing changes here: a node has a ledger of its own once it is changed there."""
+        other = Overlay.__new__(Overlay)
+        other.__dict__.update(self.__dict__)
+        other.by_id, other.slots, other.by_free = self.by_id.copy(), self.slots.copy(), self.by_free.copy()
+        other.own = {}
+        return other
+
     # --- nodes come and go (rare) ---
 
     def add(self, node: Node, slot: int | None = None) -> NodeState:
@@ -257,6 +265,10 @@ class Capacity:
 
     # --- taking and giving back (often) ---
 
+    def to_change(self, node_id: str) -> NodeState:
+        """A node, whose ledger is to be changed."""
+        return self.by_id[node_id]
+
     def change(self, node_id: str, amount: Resources, device: int, sign: int) -> None:
         self.take(self.by_id[node_id], amount, device, sign)
 
@@ -324,10 +336,6 @@ class Capacity:
                 total += k * inside.bit_count()
         return total
 
-    def slack_milli(self, mask: int) -> int:
-        """Free thousandths on devices of which a part is taken."""
-        return sum(sum(MILLI - taken for taken in node.shares.values()) for node in self.nodes(self.shared & mask))
-
     def nodes(self, mask: int) -> Iterator[NodeState]:
         """The nodes of a mask by slot."""
         while mask:
@@ -336,3 +344,19 @@ class Capacity:
             assert state is not None
             yield state
             mask ^= low
+
+
+class Overlay(Capacity):
+    """See `Capacity.overlay`."""
+
+    own: dict[str, NodeState]  # those that were changed
+
+    def to_change(self, node_id: str) -> NodeState:
+        found = self.own.get(node_id)
+        if found is None:
+            found = self.own[node_id] = self.by_id[node_id] = self.by_id[node_id].twin()
+            self.slots[found.slot] = found
+        return found
+
+    def take(self, state: NodeState, amount: Resources, device: int, sign: int) -> None:
+        super().take(self.to_change(state.node.id), amount, device, sign)

@@ -42,7 +42,7 @@ class Owners:
 
     def __init__(self, trial: Trial) -> None:
         self._trial = trial
-        self._served: dict[str, dict[str, int]] = {}  # by queue and row: what endpoints have, thousandths of GPUs
+        self._served: dict[str, dict[str, int]] | None = None  # by queue and row: what endpoints have, thousandths
         self._left: dict[tuple[str, str], int] = {}
 
     def allow(self, spec: Workload) -> bool:
@@ -72,15 +72,15 @@ class Owners:
         return branch is not None and need_milli(spec, spec.min_size, option) + own <= branch.subtree
 
     def _of_endpoints(self, queue: str) -> dict[str, int]:
-        if queue not in self._served:
-            trial, served = self._trial, dict[str, int]()
-            for name in trial.state.holding:
-                each = trial.state.gangs[name]
-                if each.spec.queue == queue and each.spec.kind == "serve":
+        if self._served is None:
+            trial, gangs = self._trial, self._trial.state.gangs
+            self._served = {}
+            for each in map(gangs.__getitem__, trial.state.holding):
+                if each.spec.kind == "serve":
+                    served = self._served.setdefault(each.spec.queue, {})
                     for row, (_, milli) in need_by_row(trial, each.spec, trial.held(each)).items():
                         served[row] = served.get(row, 0) + milli
-            self._served[queue] = served
-        return self._served[queue]
+        return self._served.get(queue, {})
 
 
 class KeptQuota:

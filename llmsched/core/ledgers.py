@@ -39,10 +39,20 @@ class Ledgers:
         """The same amounts, to be changed apart. Who holds what by group is shared, and must not change meanwhile."""
         other = copy(self)
         other.capacity = self.capacity.twin()
-        other.nodes = other.capacity.by_id
-        other.quota = self.quota.twin()
-        other.use = {name: copy(use) for name, use in self.use.items()}
+        other._part(self)
         return other
+
+    def overlay(self) -> Ledgers:
+        """The same amounts, to be changed there for as long as nothing changes here. Costs what is changed."""
+        other = copy(self)
+        other.capacity = self.capacity.overlay()
+        other._part(self)
+        return other
+
+    def _part(self, other: Ledgers) -> None:
+        self.nodes = self.capacity.by_id
+        self.quota = other.quota.twin()
+        self.use = {name: copy(use) for name, use in other.use.items()}
 
     def configure(self, configuration: Configuration, gangs: Iterable[GangState]) -> None:
         """Quota as it is under this configuration, on the nodes that are there, with what these gangs have."""
@@ -148,7 +158,7 @@ class Ledgers:
         self._charge_excess(gang, -1)
         returned = []
         for name, amount in gang.excess:
-            node = self.nodes[name]
+            node = self.capacity.to_change(name)
             found = amount.at_most(node.foreign)
             node.foreign = node.foreign.minus(found)
             self.capacity.reindex(node)
@@ -159,7 +169,7 @@ class Ledgers:
         """Undoes `return_excess`."""
         self._charge_excess(gang, 1)
         for name, amount in returned:
-            node = self.nodes[name]
+            node = self.capacity.to_change(name)
             node.foreign = node.foreign.plus(amount)
             self.capacity.reindex(node)
 
@@ -182,7 +192,7 @@ class Ledgers:
         as they are more than what it holds, which is its own as long."""
         more = tuple((Counter(placement) - Counter(gang.held)).elements())
         for name, amount, device in weigh(gang.spec, more).amounts:
-            node = self.nodes[name]
+            node = self.capacity.to_change(name)
             self.capacity.take(node, amount, device, sign)
             node.promised += sign * amount.gpus_milli
         for flavor, gpus in self._beyond_held(gang, placement).items():
@@ -219,7 +229,7 @@ class Ledgers:
             gpus = amount.gpus_milli
             if gpus:
                 if promise:
-                    node.promised += sign * gpus
+                    nodes[name].promised += sign * gpus
                 flavor = node.node.flavor
                 by_flavor[flavor] = by_flavor.get(flavor, 0) + gpus
                 total += gpus
@@ -240,3 +250,39 @@ class Ledgers:
         if not spec.preemptible:
             use.fixed_milli += sign * total
         return by_flavor
+
+    def charge_all(self, rows: Iterable[tuple[GangState, Placement]], sign: int) -> None:
+        """`charge` for many at once: each node and queue is changed once, for all of them."""
+        nodes, take = self.nodes, self.capacity.take
+        on_nodes: dict[str, list[int]] = {}  # GPUs, CPUs, memory
+        by_queue: dict[tuple[str, str | None], int] = {}
+        for gang, placement in rows:
+            spec = gang.spec
+            weighed = gang.weighed
+            if weighed is None or weighed.placement is not placement or weighed.spec is not spec:
+                weighed = weigh(spec, placement)
+            use = self.use.setdefault(spec.queue, QueueUse())
+            for name, amount, device in weighed.amounts:
+                gpus, cpus, memory, custom = amount
+                if device >= 0 or custom:
+                    take(nodes[name], amount, device, sign)
+                elif name in on_nodes:
+                    sums = on_nodes[name]
+                    sums[0] += gpus
+                    sums[1] += cpus
+                    sums[2] += memory
+                else:
+                    on_nodes[name] = [gpus, cpus, memory]
+                if gpus:
+                    key = (spec.queue, nodes[name].node.flavor)
+                    by_queue[key] = by_queue.get(key, 0) + gpus
+                    use.gpus_milli += sign * gpus
+                    if not spec.preemptible:
+                        use.fixed_milli += sign * gpus
+                use.cpus_milli += sign * cpus
+                use.memory_bytes += sign * memory
+        for name, (gpus, cpus, memory) in on_nodes.items():
+            take(nodes[name], Resources(gpus, cpus, memory), -1, sign)
+        change = self.quota.charge if sign > 0 else self.quota.release
+        for (queue, flavor), gpus in by_queue.items():
+            change(queue, flavor, gpus)

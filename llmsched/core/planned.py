@@ -6,29 +6,27 @@ before this one are kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from heapq import merge
+from itertools import chain
 from math import ceil, inf
-from typing import NamedTuple
 
 from llmsched.core.amounts import flavor_of, need_milli, options_of
 from llmsched.core.exact_fit import fits_exactly
 from llmsched.core.kept_quota import KeptQuota, need_by_row
 from llmsched.core.message import About, Message, say, workload
-from llmsched.core.records import GangState, gpus_of, size_of
+from llmsched.core.records import GangState, amount_of, gpus_of
 from llmsched.core.reserved import Row
 from llmsched.core.resources import MILLI, Resources
 from llmsched.core.run_times import presumed_end, presumed_s, runtime_s
-from llmsched.core.scheduling_pass import Pass
+from llmsched.core.scheduling_pass import Pass, There
 from llmsched.core.stages import place
 from llmsched.core.state import State
-from llmsched.core.trial import Trial
+from llmsched.core.timeline import Moment, Timeline, gpus_on, presumed_ends
+from llmsched.core.trial import Trial, Without
 from llmsched.core.windows import Windows, kept
 from llmsched.core.workload import Placement, Workload
 
 ONE_GPU = Resources(MILLI)
-MOMENTS_TRIED = 64  # moments at which places are looked for, one after the other
 
 
 @dataclass(slots=True)
@@ -77,55 +75,72 @@ def earliest(this: Pass, gang: GangState, size: int, windows: Windows, promises:
 def _with_option(
     this: Pass, gang: GangState, size: int, option: int, windows: Windows, promises: list[Promise]
 ) -> Promise | None:
-    trial, state = this.trial, this.state
+    state = this.state
     lasts = runtime_s(state, gang, size)
     spec = gang.spec
     need = need_milli(spec, size, option)
-    mask = place.eligible(trial, spec, option)
+    mask = place.eligible(this.trial, spec, option)
     flavor = flavor_of(spec, option)
     counts = flavor is not None or len(state.capacity.by_flavor) <= 1 or not state.quota.enforced
     fluid = counts and is_fluid(spec) and not promises and not windows.rows and not _has_shares(state)
     flavor = flavor or next(iter(state.capacity.by_flavor), None)
-    waiting_for: list[GangState] = []  # ends that have been counted and not yet taken out of the ledgers
-    looks = _Looks()
-    mark = trial.mark()
-    try:
-        for name in state.elastic:  # they are made smaller when the gang starts
-            other = state.gangs[name]
-            if trial.held(other) and other is not gang and gives_way(state, other.spec, spec):
-                trial.hold(other, least(other.spec, trial.held(other)))
-        counted = state.capacity.free_gpus(mask) * MILLI + state.capacity.slack_milli(mask)
-        if not _enough_ends(trial, mask, need - counted):
-            return None
-        for moment in _moments(trial, gang, promises, windows):
-            waiting_for += moment.ended
-            counted += sum(_gpus_on(trial, other, mask) for other in moment.ended)
-            if counted < need:
-                continue
-            if fluid and not state.quota.enforced:
-                return Promise(gang, _rounded(trial, moment.at), inf, (), moment.basis, mask, counted - need)
-            for other in waiting_for:  # who has ended by then gives its quota back as well
-                trial.hold(other, ())
-            waiting_for.clear()
-            if fluid:
-                if place.quota_refusal(trial, spec, flavor, need) is None:
-                    start, spare = _rounded(trial, moment.at), counted - need
-                    quota = KeptQuota(
-                        spec.queue, {state.quota.row_of(spec.queue, flavor): (flavor, need)}, state.quota.twin()
-                    )
-                    return Promise(gang, start, inf, (), moment.basis, mask, spare, quota=quota)
-                continue
-            if looks.is_left_out(moment):
-                continue
-            there = _those_in_the_way(windows, promises, spec, moment.at, lasts)
-            placed = _beside(this, gang, size, option, *there)
-            if placed is not None:
-                start = _rounded(trial, moment.at)
-                then = _quota_then(trial, spec, placed, there[0]) if state.quota.enforced else None
-                return Promise(gang, start, start + lasts, placed, moment.basis, quota=then)
+    timeline = timeline_for(this.trial, spec)
+    if not _enough_ends(this.trial, mask, need - timeline.free_now(mask)):
         return None
-    finally:
-        trial.rollback(mark)
+    whole, taken = _whole_gpus(spec, option), dict[tuple[int, ...], dict[int, int]]()
+    for moment in timeline.moments(mask, need, _others(this.trial.now, promises, windows), not fluid):
+        spare = moment.milli - need
+        if fluid and not state.quota.enforced:
+            start = _rounded(this.trial, moment.at)
+            return Promise(gang, start, inf, (), _basis(timeline, moment), mask, spare)
+        if fluid:
+            world = timeline.go_to(moment.gone)  # who has ended by then has given its quota back as well
+            if place.quota_refusal(world, spec, flavor, need) is None:
+                start, row = _rounded(this.trial, moment.at), state.quota.row_of(spec.queue, flavor)
+                quota = KeptQuota(spec.queue, {row: (flavor, need)}, world.state.quota.twin())
+                return Promise(gang, start, inf, (), _basis(timeline, moment), mask, spare, quota=quota)
+            continue
+        there = _those_in_the_way(windows, promises, spec, moment.at, lasts)
+        those = tuple(map(id, there[0]))
+        if whole and those not in taken:
+            taken[those] = _taken(state, there[0])
+        if whole and not timeline.has_room(moment.gone, mask, whole, size, taken[those]):
+            continue
+        world = timeline.go_to(moment.gone)
+        placed = _beside(There(this, world), gang, size, option, *there)
+        if placed is not None:
+            start = _rounded(this.trial, moment.at)
+            then = _quota_then(world, spec, placed, there[0]) if state.quota.enforced else None
+            return Promise(gang, start, start + lasts, placed, _basis(timeline, moment), quota=then)
+    return None
+
+
+def timeline_for(trial: Trial, spec: Workload) -> Timeline:
+    """Of a trial as it stands, where elastic work is as small as it is when such a gang starts."""
+    state = trial.state
+    for_queue = spec.queue if state.elastic and state.quota.enforced else ""
+
+    def make() -> Timeline:
+        world = Without(trial)
+        for name in state.elastic:
+            other = state.gangs[name]
+            if world.held(other) and gives_way(state, other.spec, spec):
+                world.hold(other, least(other.spec, world.held(other)))
+        return Timeline(world, presumed_ends(trial))
+
+    return trial.beside((Timeline, for_queue), make)
+
+
+def _others(now: float, promises: list[Promise], windows: Windows) -> list[float]:
+    """Now, and whenever a promise or a window ends, soonest first."""
+    times = (now, *(promise.end for promise in promises), *(row.closes for row in windows.rows))
+    return sorted(dict.fromkeys(at for at in times if now <= at < inf))
+
+
+def _whole_gpus(spec: Workload, option: int) -> int:
+    """Of each bundle of the first group; 0: they are none, or not whole."""
+    whole, part = divmod(spec.groups[0].option(option).resources.gpus_milli, MILLI)
+    return 0 if part else whole
 
 
 def _those_in_the_way(
@@ -134,6 +149,17 @@ def _those_in_the_way(
     """What is promised and reserved at some time between `at` and the end of work that starts then."""
     promised = [promise for promise in promises if promise.start < at + lasts and promise.end > at]
     return promised, windows.against(spec, at, at + lasts)
+
+
+def _taken(state: State, promised: list[Promise]) -> dict[int, int]:
+    """Whole GPUs that these take, by the bit of their node."""
+    taken: dict[int, int] = {}
+    for promise in promised:
+        for placed in promise.placement:
+            if gpus := amount_of(promise.gang.spec, placed).gpus_milli // MILLI:
+                bit = 1 << state.nodes[placed.node].slot
+                taken[bit] = taken.get(bit, 0) + gpus
+    return taken
 
 
 def _beside(
@@ -162,62 +188,6 @@ def _quota_then(trial: Trial, spec: Workload, placed: Placement, promised: list[
     return KeptQuota(spec.queue, need_by_row(trial, spec, placed), then)
 
 
-class _Moment(NamedTuple):
-    """A time at which something ends; `basis` says whose end it is, None when that is presumed of somebody so far. Of
-    the hundreds that are counted one is told, so it is worded for that one alone."""
-
-    at: float
-    ended: list[GangState]
-    last: GangState | None
-    by_window: bool
-    is_presumed: bool
-    is_last: bool
-
-    @property
-    def basis(self) -> Message | None:
-        return None if self.is_presumed else _basis(self.last, self.by_window)
-
-
-class _Looks:
-    """Looking for places costs much more than counting: when the first moments were in vain, ever more are left out."""
-
-    def __init__(self) -> None:
-        self._taken = self._left_out = 0
-
-    def is_left_out(self, moment: _Moment) -> bool:
-        if self._left_out and not moment.is_last:
-            self._left_out -= 1
-            return True
-        self._taken += 1
-        if self._taken > MOMENTS_TRIED:
-            self._left_out = 1 << self._taken - MOMENTS_TRIED
-        return False
-
-
-def _moments(trial: Trial, gang: GangState, promises: list[Promise], windows: Windows) -> Iterator[_Moment]:
-    """Now, and whenever work, a promise or a window ends, soonest first."""
-    now = trial.now
-    closes = dict.fromkeys(row.closes for row in windows.rows)
-    times = dict.fromkeys((now, *(promise.end for promise in promises if promise.end < inf), *closes))
-    moments = sorted(at for at in times if at >= now)
-    ending = ends(trial, gang)
-    ahead = next(ending, None)
-    last: GangState | None = None
-    is_presumed = False
-    while ahead is not None or moments:
-        at = min(ahead[0] if ahead is not None else inf, moments[0] if moments else inf)
-        by_window = bool(moments) and moments[0] == at and at > now
-        if moments and moments[0] == at:
-            moments.pop(0)
-        ended = []
-        while ahead is not None and ahead[0] <= at:
-            last = ahead[1]
-            is_presumed = is_presumed or ahead[2]
-            ended.append(last)
-            ahead = next(ending, None)
-        yield _Moment(at, ended, last, by_window, is_presumed, ahead is None and not moments)
-
-
 def _has_shares(state: State) -> bool:
     """Whether anybody holds a part of a device: then numbers of GPUs do not say which devices are whole."""
     return any(bundle.gpus_milli % MILLI for bundle in state.kinds)
@@ -230,60 +200,18 @@ def is_fluid(spec: Workload) -> bool:
     return spec.groups[0].options[0].resources == ONE_GPU
 
 
-def ends(trial: Trial, gang: GangState) -> Iterator[tuple[float, GangState, bool]]:
-    """(when it lets go, gang, whether that is presumed) of everybody who ever does, soonest first."""
-    state = trial.state
-    now = trial.now
-    gangs = state.gangs
-    for name in (*state.vacating, *trial.leaving):
-        if trial.held(gangs[name]):
-            yield now, gangs[name], False
-    started = []
-    for name, placement in trial.placements.items():
-        if placement and name not in state.holding and name != gang.id:
-            other = gangs[name]
-            is_known = runtime_s(state, other, size_of(other.spec, placement), placement) < inf
-            started.append((now + presumed_s(state, other, placement), name, not is_known))
-    known = ((end if end > now else now + 1.0, name, False) for end, name in state.ends.soonest)
-    for end, name, presumed in merge(known, sorted(started), _presumed_ends(trial)):
-        other = gangs[name]
-        if end < inf and name not in trial.leaving and trial.held(other):
-            yield end, other, presumed
-
-
-def _presumed_ends(trial: Trial) -> list[tuple[float, str, bool]]:
-    """Of those who hold something, and of whom no end is known: soonest first. They do not change in a pass."""
-    if trial.presumed_ends is None:
-        state = trial.state
-        stay = [name for name in state.endless() if name not in state.vacating]
-        trial.presumed_ends = sorted((presumed_end(state, state.gangs[name]), name, True) for name in stay)
-    return trial.presumed_ends
-
-
 def _enough_ends(trial: Trial, mask: int, lacking: int) -> bool:
     """Whether so many thousandths of GPUs may come free at all: replicas stay. Else no moment need be looked at."""
     state = trial.state
-    for name in () if lacking <= 0 else dict.fromkeys((*state.holding, *trial.placements)):
+    started = (name for name in trial.placements if name not in state.holding)
+    for name in () if lacking <= 0 else chain(state.holding, started):
         other = state.gangs[name]
         leaves = name in state.vacating or name in trial.leaving or name not in state.holding
         if leaves or other.spec.kind != "serve" or name in state.ends.of:
-            lacking -= _gpus_on(trial, other, mask)
+            lacking -= gpus_on(state.capacity, other, trial.held(other), mask)
         if lacking <= 0:
             break
     return lacking <= 0
-
-
-def _gpus_on(trial: Trial, gang: GangState, mask: int) -> int:
-    """Thousandths of GPUs that a gang has on the nodes of a mask, what it takes beyond its own among them."""
-    held = trial.held(gang)
-    nodes = trial.state.nodes
-    beyond = 0
-    if gang.excess and held:
-        beyond = sum(used.gpus_milli for node, used in gang.excess if mask >> nodes[node].slot & 1)
-    if mask == trial.state.capacity.all:
-        return gpus_of(gang.spec, held) + beyond
-    inside = tuple(placed for placed in held if mask >> nodes[placed.node].slot & 1)
-    return gpus_of(gang.spec, inside) + beyond
 
 
 def _rounded(trial: Trial, moment: float) -> float:
@@ -292,9 +220,13 @@ def _rounded(trial: Trial, moment: float) -> float:
     return trial.now + ceil((moment - trial.now) / step) * step if step > 0 else moment
 
 
-def _basis(last: GangState | None, by_window: bool) -> Message:
-    """Whose end it is, and, for whoever may see that work, how that end is known."""
-    if last is None or by_window:
+def _basis(timeline: Timeline, moment: Moment) -> Message | None:
+    """Whose end it is, and, for whoever may see that work, how that end is known; None when that is presumed of
+    somebody so far."""
+    if timeline.is_presumed(moment.gone):
+        return None
+    last = timeline.last(moment.gone)
+    if last is None or moment.by_window:
         return say("eta.window")
     declared = last.spec.max_runtime_s is not None and last.work_left is None
     known = say("basis.declared") if declared else last.basis or say("basis.estimate")

@@ -143,12 +143,10 @@ class Pass:
         return self._later
 
 
-class Later(Pass):
-    """See `Pass.later`."""
+class There(Pass):
+    """The same pass in another world."""
 
-    trial: Afterwards
-
-    def __init__(self, now: Pass, trial: Afterwards) -> None:
+    def __init__(self, now: Pass, trial: Trial) -> None:
         super().__init__(trial, now.policies, now.plan)
         self._now = now
         self.exchanged = now.exchanged
@@ -160,3 +158,9 @@ class Later(Pass):
     def shares(self) -> Shares | None:
         now = self._now.shares
         return now and replace(now, state=self.state)
+
+
+class Later(There):
+    """See `Pass.later`."""
+
+    trial: Afterwards

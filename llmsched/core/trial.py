@@ -7,10 +7,12 @@ own, from which everybody who is on the way out has gone. Knows no rule and no p
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
+from operator import is_
 from types import TracebackType
+from typing import TypeVar, cast
 
 from llmsched.core.configuration import Taken
 from llmsched.core.message import Message
@@ -22,6 +24,20 @@ from llmsched.core.workload import Placement
 EXCESS = 3  # in the log, beside +-1 for what is held, +-2 for promises and +-4 for those that this pass makes first,
 KEPT = 6  # and +-6 for what is kept for those who leave
 PROMISES = (2, -2, 4, -4)
+T = TypeVar("T")
+
+
+class Standpoint:
+    """How far a trial has come. What was logged before the last entry is the same for as long as that one is."""
+
+    __slots__ = ("_ends", "_lengths")
+
+    def __init__(self, log: Sequence[object], quotas: Sequence[object], told: int) -> None:
+        self._lengths = len(log), len(quotas), told
+        self._ends = log[-1] if log else None, quotas[-1] if quotas else None
+
+    def is_same(self, other: Standpoint) -> bool:
+        return self._lengths == other._lengths and all(map(is_, self._ends, other._ends))
 
 
 class Trial:
@@ -43,7 +59,9 @@ class Trial:
         self.kinds: dict[str, tuple[Placement, tuple[object, ...]]] = {}  # cache of Rules.kind_of
         # who might be a victim of a class in this pass, what each costs, and until when others are shielded
         self.victims: dict[object, tuple[list[tuple[GangState, str]], dict[str, int], list[tuple[float, Message]]]] = {}
-        self.presumed_ends: list[tuple[float, str, bool]] | None = None  # cache of planned.py
+        self.presumed_ends: list[tuple[float, str, bool]] | None = None  # cache of timeline.py
+        self._worlds: tuple[Standpoint, dict[object, object]] | None = None  # see `beside`
+        self._told = 0  # how often somebody was told to leave, to shrink, or to stay after all
         self._afterwards: Afterwards | None = None
         self._quota_log: list[tuple[str, str | None, int]] = []
         self._log: list[tuple[GangState, Placement, int, Placement | None]] = []
@@ -128,6 +146,7 @@ class Trial:
             self.moving[gang.id] = goes_to
             self.keep(gang, goes_to, 1)
         self.leaving[gang.id] = None
+        self._told += 1
 
     def unpromise(self, gang: GangState) -> None:
         """Take a nomination out of the ledgers for the rest of the trial."""
@@ -163,6 +182,7 @@ class Trial:
             self._afterwards.hold(gang, placement)
         self.shrinking[gang.id] = placement
         self.shrinks += 1
+        self._told += 1
 
     def stay(self, gang: GangState) -> None:
         """It does not let go of anything after all. Never inside a mark."""
@@ -174,6 +194,7 @@ class Trial:
             self.keep(gang, self.moving.pop(gang.id), -1)
         self.shrinking.pop(gang.id, None)
         self.victims.clear()
+        self._told += 1
 
     def hold_quota(self, queue: str, flavor: str | None, amount: int) -> None:
         """Keep idle quota for its owner until the trial closes."""
@@ -205,6 +226,17 @@ class Trial:
             self.state.ledgers.take_excess(gang, self._returned.pop(gang.id, ()))
         else:
             self._returned[gang.id] = self.state.ledgers.return_excess(gang)
+
+    def beside(self, key: object, make: Callable[[], T]) -> T:
+        """What was made under that key while everybody held what they do now, or was promised and kept that; else it
+        is made anew."""
+        at = Standpoint(self._log, self._quota_log, self._told)
+        if self._worlds is None or not self._worlds[0].is_same(at):
+            self._worlds = at, {}
+        worlds = self._worlds[1]
+        if key not in worlds:
+            worlds[key] = make()
+        return cast(T, worlds[key])
 
     def mark(self) -> int:
         return len(self._log)
@@ -303,3 +335,32 @@ class Afterwards(Trial):
         for node in dict.fromkeys(placed.node for placed in gang.held):
             self._gone_from.setdefault(node, []).append(name)
         self.let_go(gang)
+
+
+class Without(Trial):
+    """A trial as it stands now, without the first so many of a row of gangs, for as long as it stands so. It goes to
+    and fro between numbers of them, and changes only what lies between."""
+
+    def __init__(self, trial: Trial) -> None:
+        super().__init__(trial.state.overlay())
+        self.placements = trial.placements.copy()
+        self.held_quota = trial.held_quota.copy()
+        self.begun, self.promised, self.withdrawn, self.taken = (
+            trial.begun, trial.promised, trial.withdrawn, trial.taken,
+        )  # fmt: skip
+        self.leaving, self.shrinking, self.moving = trial.leaving, trial.shrinking, trial.moving
+        self.row: list[tuple[GangState, Placement]] = []  # what each of them has; only ever longer
+        self._gone = 0
+
+    def stand_at(self, count: int) -> None:
+        """The first so many of the row hold nothing, all others what they have. Never inside a mark."""
+        if count == self._gone:
+            return
+        goes = count > self._gone
+        moved = self.row[self._gone : count] if goes else self.row[count : self._gone]
+        self._gone = count
+        self.state.ledgers.charge_all(moved, -1 if goes else 1)
+        for gang, placement in moved:
+            self.placements[gang.id] = () if goes else placement
+            if gang.excess:
+                self._exceed(gang, not goes)

@@ -160,6 +160,12 @@ class World:
         other.ledgers = self.ledgers.twin()
         return other
 
+    def overlay(self) -> Self:
+        """The same, for as long as nothing changes here: it costs what is changed there."""
+        other = copy(self)
+        other.ledgers = self.ledgers.overlay()
+        return other
+
     def note(self, entry: object, why: str) -> None:
         """Write down that an entry was ignored."""
         self.notes.append(f"{self.now:.3f} ignored {type(entry).__name__}: {why}")

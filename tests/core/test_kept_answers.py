@@ -7,16 +7,19 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+import worlds
 from ledger import Given, Nominate, Preempt, cluster
 
-from llmsched.core import decisions, facts
+from llmsched.core import decisions, facts, planned
 from llmsched.core.configuration import NodeType, PreemptionRules
 from llmsched.core.past_use import last_count, next_count, period_s
 from llmsched.core.resources import Resources
 from llmsched.core.scheduler import decide, turn
 from llmsched.core.snapshot import freeze, thaw
+from llmsched.core.stages import longest
 from llmsched.core.state import State
 from llmsched.core.status import Status
+from llmsched.core.trial import Trial
 from llmsched.core.workload import Group, Option, Workload
 from llmsched.policies.registry import load
 
@@ -380,3 +383,36 @@ def test_what_one_was_told_for_itself_ends_when_all_of_its_class_are_told_anew()
     assert [given.turn().plan.reasons[f"{name}/0"].code for name in ("x0", "x1")] == ["reservation"] * 2
     live = given.running("b", 2).turn().plan
     assert {live.reasons[f"{name}/0"].message.code for name in ("x0", "x1")} == {"nodes.busy"}
+
+
+@pytest.mark.parametrize("seed", (0, 15, 25))
+def test_a_timeline_that_several_share_is_what_it_would_be_afresh(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In random worlds: who lets go when, and what is free and used then."""
+    kept, compared = planned.timeline_for, 0
+
+    def both(trial: Trial, spec: Workload) -> planned.Timeline:
+        nonlocal compared
+        with monkeypatch.context() as patched:
+            patched.setattr(trial, "_worlds", None)
+            fresh = kept(trial, spec)
+        found = kept(trial, spec)
+        assert [*found.all_ends()] == [*fresh.all_ends()]
+        for gone in (len(found.ends), len(found.ends) // 2, 0):
+            one, other = found.go_to(gone).state, fresh.go_to(gone).state
+            assert one.capacity.by_free == other.capacity.by_free
+            held = [
+                {name: use for name, use in each.use.items() if use.cpus_milli or use.gpus_milli}
+                for each in (one, other)
+            ]
+            assert held[0] == held[1]
+            assert [node.used for node in one.nodes.values()] == [node.used for node in other.nodes.values()]
+            assert [one.quota.available(name, None) for name in one.use] == [
+                other.quota.available(name, None) for name in one.use
+            ]
+        compared += 1
+        return found
+
+    for module in (planned, longest):
+        monkeypatch.setattr(module, "timeline_for", both)
+    worlds.play(seed, folds=10**9)
+    assert compared > 0

@@ -218,13 +218,14 @@ class Calendar:
     def _gives_way(self, gang: GangState, promise: Promise) -> bool:
         return gives_way(self.trial.state, gang.spec, promise.gang.spec)
 
-    def is_inside(self, gang: GangState, placement: Placement = ()) -> bool:
-        """Whether its queue owns all that it would then hold: there, or with one of its options."""
+    def is_inside(self, gang: GangState, placement: Placement = (), trial: Trial | None = None) -> bool:
+        """Whether its queue owns all that it would then hold: there, or with one of its options. `trial`: as things
+        stand in another one."""
         if not self.trial.state.quota.enforced:
             return True
         spec = gang.spec
         options = (placement[0].option,) if placement else options_of(spec)
-        return any(is_inside(self.trial, spec, spec.min_size, option) for option in options)
+        return any(is_inside(trial or self.trial, spec, spec.min_size, option) for option in options)
 
     def started(self, gang: GangState, placement: Placement) -> None:
         """Work was started beside the planned starts."""

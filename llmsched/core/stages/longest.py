@@ -7,18 +7,20 @@ gang is held for as well; and where later work alone keeps the first one out, th
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
 from math import inf
 
 from llmsched.core.amounts import flavors_of, options_of
 from llmsched.core.kept_quota import Owners
-from llmsched.core.planned import Promise, earliest, ends
+from llmsched.core.planned import Promise, earliest, timeline_for
 from llmsched.core.possible import able_options
 from llmsched.core.records import GangState
 from llmsched.core.run_times import longest_s
-from llmsched.core.scheduling_pass import Pass
+from llmsched.core.scheduling_pass import Pass, There
 from llmsched.core.stages import place
 from llmsched.core.stages.backfill import Calendar, could_start, right
+from llmsched.core.trial import Without
 
 HOLDS_TRIED = 16  # planned for on each accelerator, and for each queue that lacks quota, until one may be kept
 OVERDUE_PLACES = 8  # that are kept for who is overdue
@@ -53,7 +55,7 @@ def run(this: Pass, calendar: Calendar) -> None:
             continue
         promise.hold, promise.is_inside = True, calendar.is_inside(gang, promise.placement)
         if promise.quota is not None:
-            promise.quota.keep_own(this.trial, ends(this.trial, gang))
+            promise.quota.keep_own(this.trial, timeline_for(this.trial, gang.spec).all_ends())
         calendar.promises.append(promise)
         since = gang.queued_since + patience
         if plan.has_come(since + longest_s(state)):
@@ -92,18 +94,25 @@ def _without_later(this: Pass, calendar: Calendar, promise: Promise, since: floa
     """Nodes on which its gang would begin now, with the same right to the quota, if nobody had been started since then,
     but for replicas."""
     trial, gang, looked, found = this.trial, promise.gang, 0, 0
-    mark = trial.mark()
-    for name in trial.state.holding:
-        other = trial.state.gangs[name]
-        is_later = other.launched_at is not None and other.launched_at >= since
-        if is_later and other.spec.kind != "serve" and trial.held(other):
-            trial.hold(other, ())
+
+    def make() -> tuple[Without, list[float]]:
+        world, begun = Without(trial), list[tuple[float, GangState]]()
+        for name in trial.state.holding:
+            other = trial.state.gangs[name]
+            if other.launched_at is not None and other.spec.kind != "serve" and trial.held(other):
+                begun.append((-other.launched_at, other))
+        begun.sort(key=lambda row: row[0])
+        world.row = [(other, trial.held(other)) for _, other in begun]
+        return world, [at for at, _ in begun]
+
+    world, begun = trial.beside("the last to begin have gone", make)
+    world.stand_at(bisect_right(begun, -since))
+    there_and_then = There(this, world)
     for _ in range(OVERDUE_PLACES):
-        there = could_start(this, gang, calendar, ~looked)
+        there = could_start(there_and_then, gang, calendar, ~looked)
         if isinstance(there, place.Refused):
             break
         looked |= calendar.mask(there)
-        if calendar.is_inside(gang, there) or not promise.is_inside:
+        if calendar.is_inside(gang, there, world) or not promise.is_inside:
             found |= calendar.mask(there)
-    trial.rollback(mark)
     return found
