@@ -2,7 +2,8 @@
 
 Ray Data asks the cluster's autoscaler for more nodes by itself, whatever its work is placed on, and no setting turns
 that off. A batch has the members that the scheduler gave it and no others: within `of_group` Ray Data is told of these
-alone, and asks nobody.
+alone, and asks nobody. It is told of room in the object store too, more than the names of parts that travel there
+could ever take: where it knows of none it takes any answer for too large, and one member works while all others wait.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from ray.data._internal.cluster_autoscaler import ClusterAutoscaler
 from ray.data._internal.execution import streaming_executor
 from ray.data._internal.execution.interfaces.execution_options import ExecutionResources
 
+_ROOM = 2.0**50  # bytes of object store
+
 
 class OfGroup(ClusterAutoscaler):  # type: ignore[misc]
     """Has what its bundles hold, and never more."""
 
     def __init__(self, bundles: Sequence[Mapping[str, float]]) -> None:
-        total = ExecutionResources.zero()
+        total = ExecutionResources.zero().copy(object_store_memory=_ROOM)
         for bundle in bundles:
             total = total.add(ExecutionResources.from_resource_dict(dict(bundle)))
         self._total = total
