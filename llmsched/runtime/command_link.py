@@ -25,6 +25,7 @@ from llmsched.runtime import environment, redaction
 
 NAME = "LLMSCHED_LINK"
 _LINE_AT_MOST = 4 << 20  # a question of ask_desk's size, as JSON in JSON
+_LOOK_EVERY_S = 0.5  # whether to close, where nothing wakes it
 _PATIENCE_S = 10.0
 _LONGEST_FOLDER = 60  # characters: the name of a socket ends at 107 bytes
 
@@ -50,9 +51,11 @@ class Desk:
         self.path = str(self._folder / "link")
         self._server = _Server(self.path, _Connection)
         self._server.answers = answers
-        threading.Thread(target=self._server.serve_forever, daemon=True, name="link").start()
+        threading.Thread(target=self._server.serve_forever, args=(_LOOK_EVERY_S,), daemon=True, name="link").start()
 
     def close(self) -> None:
+        with suppress(OSError):  # wakes the server: the next task waits for this one's end
+            self._server.socket.shutdown(socket.SHUT_RDWR)
         self._server.shutdown()
         self._server.server_close()
         environment.drop(self._folder)

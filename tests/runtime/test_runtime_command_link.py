@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from llmsched.runtime import command_link
 from llmsched.runtime.command_link import NAME, Answers, CommandLink, Desk
 
 PROGRAM = """
@@ -126,3 +128,16 @@ def test_a_program_asks_through_its_worker(desk: Desk, worker: Worker, tmp_path:
     worker.has_answer = True
     assert link.ask("1", "x" * 1_000_000) == "x" * 1_000_000
     assert CommandLink(str(tmp_path / "gone")).ask("1", "") is None
+
+
+def test_a_desk_closes_when_it_is_told_and_not_when_its_server_looks_again(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each task of an array waited a third of a second for that, once it had ended, before the next one began."""
+    monkeypatch.setattr(command_link, "_LOOK_EVERY_S", 3600.0)
+    desk = Desk(worker.answers())
+    with socket.socket(socket.AF_UNIX) as line:
+        line.connect(desk.path)
+        line.sendall(b'{"ask": "stop"}\n')
+        assert line.recv(100) == b"false\n", "it looks, and would look again in an hour"
+    desk.close()
