@@ -150,6 +150,10 @@ class Rules:
         equal = code == IN_QUEUE and victim.spec.priority == self.gang.spec.priority
         return -victim.submitted_at if equal else -inf
 
+    def branch_of(self, victim: GangState) -> Branch | None:
+        """Of the quota that it is charged to."""
+        return self.state.quota.branch(victim.spec.queue, self._flavor(victim))
+
     def excess(self, victim: GangState) -> int:
         """Thousandths of GPUs that its queue has beyond its own quota."""
         branch = self._branch(victim)

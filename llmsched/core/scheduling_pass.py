@@ -5,8 +5,9 @@ Knows no stage and no rule.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from llmsched.core.decisions import Launch
 from llmsched.core.explain import Reason
@@ -24,6 +25,8 @@ from llmsched.core.workload import Placement
 _UNKNOWN = object()
 UNREAD = Reason("nodes", say("nodes.unfit"))
 
+Planned = tuple[float, Message]  # when somebody starts, and whose end that is
+
 
 class Pass:
     """One pass over the state of a trial. `plan` is where its decisions and times to be asked again go."""
@@ -36,7 +39,7 @@ class Pass:
         self.view = View(trial.state)
         self.keys: dict[str, Key] = {}  # of gangs by which somebody was put in order
         self.told: dict[Shape, Reason | None] = {}  # why classes wait, as this pass has found so far;
-        self.unread: dict[Shape, None] = {}  # of these it is worked out when somebody reads it
+        self.unread: dict[Shape, Planned | None] = {}  # of these it is worked out when somebody reads it
         self.told_alone: dict[str, Reason | None] = {}  # why a gang waits for a reason of its own
         self.owed: dict[str, float] = {}  # who is owed a start, and for how long it then runs at least: stages/owe.py
         self.exchanged: dict[tuple[str, str], None] = {}  # (who starts, in whose place): a pair does so once
@@ -73,9 +76,10 @@ class Pass:
         """Why a gang waits, whatever is told of its class; None: for what its class waits for."""
         self.told_alone[gang.id] = reason
 
-    def tell_who_ask(self, shapes: Sequence[Shape]) -> None:
-        """All of these classes wait for room; how much of it there is may be counted when somebody reads it."""
-        self.unread.update(dict.fromkeys(shapes))
+    def tell_who_ask(self, shapes: Sequence[Shape], planned: Mapping[Shape, Planned]) -> None:
+        """All of these classes wait for room; how much of it there is may be counted when somebody reads it. `planned`:
+        when somebody of a class starts."""
+        self.unread.update((shape, planned.get(shape)) for shape in shapes)
         for shape in [shape for shape in self.told if shape in self.unread]:
             del self.told[shape]
 
@@ -89,8 +93,8 @@ class Pass:
                 del shape.told_alone[name]
         for shape, reason in self.told.items():
             shape.reason = reason
-        for shape in self.unread:
-            shape.answer_with(ask)
+        for shape, planned in self.unread.items():
+            shape.answer_with(ask if planned is None else partial(_with_start, ask, planned))
         for name, reason in self.told_alone.items():
             gangs[name].own_reason = reason
             if reason is not None and (of := gangs[name].shape) is not None:
@@ -141,6 +145,13 @@ class Pass:
         if self._later is None:
             self._later = Later(self, trial)
         return self._later
+
+
+def _with_start(ask: Callable[[Shape], Reason], planned: Planned, shape: Shape) -> Reason:
+    reason = ask(shape)
+    if reason.eta is not None and reason.eta < planned[0]:
+        return reason
+    return reason._replace(eta=planned[0], eta_basis=planned[1])
 
 
 class There(Pass):

@@ -60,6 +60,7 @@ class Trial:
         # who might be a victim of a class in this pass, what each costs, and until when others are shielded
         self.victims: dict[object, tuple[list[tuple[GangState, str]], dict[str, int], list[tuple[float, Message]]]] = {}
         self.presumed_ends: list[tuple[float, str, bool]] | None = None  # cache of timeline.py
+        self.of_each_kind: list[GangState] | None = None  # one of those that hold something: cache of stages/victims.py
         self._worlds: tuple[Standpoint, dict[object, object]] | None = None  # see `beside`
         self._told = 0  # how often somebody was told to leave, to shrink, or to stay after all
         self._afterwards: Afterwards | None = None

@@ -17,7 +17,7 @@ from llmsched.core.policy import View
 from llmsched.core.records import GangState
 from llmsched.core.resources import Resources
 from llmsched.core.scheduler import turn
-from llmsched.core.stages import place
+from llmsched.core.stages import place, victims
 from llmsched.core.status import Status
 from llmsched.core.workload import Group, Option, Workload
 from llmsched.policies.registry import load
@@ -330,3 +330,61 @@ def test_those_that_are_held_for_look_at_the_ends_of_the_others_once_for_all_of_
         each.append(changed[0] / (8 * queues))
         monkeypatch.undo()
     assert each[1] <= 1.5 * each[0] and each[1] <= 16, "for each that runs, however many are held for"
+
+
+@pytest.mark.parametrize("queues", [1, 2])
+def test_requests_that_all_differ_and_have_waited_long_are_not_asked_either(
+    queues: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For two of them a place is held, and each queue keeps what it owns: so all were asked, 90 ms with 2,000."""
+    given = cluster("1 node x 4")
+    for queue in range(queues if queues > 1 else 0):
+        given.queue(f"q{queue}", gpus=4 // queues)
+    name = "q{}" if queues > 1 else "default"
+    for number in range(4):
+        given.running(f"r{number}", 1, queue=name.format(number % queues), ends_in=5000.0 + number)
+    for number in range(WAITING):
+        group = Group("workers", 1, (Option(None, Resources(1000, 0, number + 1)),))
+        work = Workload(f"w{number}", f"w{number}", "train", (group,), queue=name.format(number % queues))
+        given.state.apply(facts.Submitted(given.now, work))
+    given.turn()
+    given.after(2000.0).turn()
+    looked: list[str] = []
+    find = place.find
+
+    def counted(this: Any, gang: GangState, *more: Any, **options: Any) -> Any:
+        looked.append(gang.workload_id)
+        return find(this, gang, *more, **options)
+
+    monkeypatch.setattr(place, "find", counted)
+    given.after(1.0)
+    assert len(given.turn(facts.Finished(given.now, "r0/0", 1, "succeeded")).decisions) == 1
+    assert len({*looked}) <= 4
+    looked.clear()
+    given.pending("like", 1, queue=name.format(0)).turn()
+    assert len({*looked}) <= 4
+    reason = given.state.gangs["w1/0"].reason
+    assert reason is not None and reason.eta is not None, "its start is planned, and told though it was not asked"
+
+
+def test_where_shares_are_levelled_who_could_take_nothing_looks_at_no_victims(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each class of each queue went through all who run, at every end: 180 ms with 50 queues."""
+    given = cluster("4 nodes x 8")
+    for queue in range(8):
+        given.queue(f"q{queue}", gpus=4)
+    given.scheduling(preemption=PreemptionRules("lower_priority", "any"), fair_share="drf_total")
+    for number in range(32):
+        given.running(f"r{number}", 1, queue=f"q{number % 8}")
+    for number in range(64):
+        given.pending(f"w{number}", 1 + number // 8, queue=f"q{number % 8}")
+    given.turn()
+    looked, allowed = [0], victims.allowed
+
+    def counted(eligible: Any, rules: Any) -> Any:
+        looked[0] += len(eligible)
+        return allowed(eligible, rules)
+
+    monkeypatch.setattr(victims, "allowed", counted)
+    given.after(1.0)
+    assert len(given.turn(facts.Finished(given.now, "r0/0", 1, "succeeded")).decisions) == 1
+    assert looked[0] <= 4 * 32, "64 classes, 32 who run"

@@ -203,16 +203,16 @@ class Admission:
                 return reason is not None
             return stamp is not None and self.unasked.is_answered(shape, stamp)
 
-        untold: list[Shape] = []
+        untold, starts = list[Shape](), self.calendar.starts()
         for shape in needs_more if is_counted else ():
             examined = shape.examined
             is_known = stamp is not None and examined is not None and examined.room == stamp.room
-            if is_known and examined == stamp and shape.wake_at is None and shape.is_unread:
+            if is_known and examined == stamp and shape.wake_at is None and shape.is_unread and shape not in starts:
                 continue  # of thousands most have been told so before
-            if not ((is_known or self.by_rank) and is_told(shape)):
+            if (shape in starts and shape.is_unread) or not ((is_known or self.by_rank) and is_told(shape)):
                 shape.examined, shape.wake_at = stamp, None
                 untold.append(shape)
-        self.this.tell_who_ask(untold)
+        self.this.tell_who_ask(untold, starts)
         for shape in left_out:
             if not is_told(shape):
                 shape.examined = shape.wake_at = None

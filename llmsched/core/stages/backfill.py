@@ -24,7 +24,7 @@ from typing import NamedTuple
 from llmsched.core.amounts import flavor_of, least_milli, options_of
 from llmsched.core.explain import Reason
 from llmsched.core.kept_quota import is_inside
-from llmsched.core.message import RESERVATION, Ref, say, workload
+from llmsched.core.message import RESERVATION, Message, Ref, say, workload
 from llmsched.core.planned import Promise, earliest, gives_way, in_pool, least, leaves_room, use_spare
 from llmsched.core.records import GangState, size_of
 from llmsched.core.reservation import is_holder
@@ -32,6 +32,7 @@ from llmsched.core.reserved import Row
 from llmsched.core.room import OPEN, Closed
 from llmsched.core.run_times import ends_by, presumed_end, presumed_s, runtime_s
 from llmsched.core.scheduling_pass import Pass
+from llmsched.core.shapes import Shape
 from llmsched.core.stages import place
 from llmsched.core.trial import Trial
 from llmsched.core.windows import Windows, closed, idle_gpus, kept
@@ -91,6 +92,14 @@ class Calendar:
     def classes_planned(self) -> tuple[int, ...]:
         """Those of whom somebody has a planned start."""
         return tuple(promise.gang.shape.serial for promise in self.promises if promise.gang.shape is not None)
+
+    def starts(self) -> dict[Shape, tuple[float, Message]]:
+        """Of the classes of whom somebody has a planned start that is more than a guess: when, and whose end it is."""
+        found: dict[Shape, tuple[float, Message]] = {}
+        for promise in self.promises:
+            if promise.gang.shape is not None and promise.basis is not None:
+                found.setdefault(promise.gang.shape, (promise.start, promise.basis))
+        return found
 
     def is_moved_by(self, gang: GangState, placement: Placement) -> bool:
         """Whether a planned start is another one when the gang starts there: its own, which is needed no more, where

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from llmsched.core.amounts import flavor_of, need_milli
+from llmsched.core.amounts import flavor_of, need_milli, options_of
 from llmsched.core.possible import able_options
 from llmsched.core.records import GangState
 from llmsched.core.rules import rules_of
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.shapes import Shape
+from llmsched.core.workload import Workload
 
 
 def is_kept(this: Pass) -> bool:
@@ -16,6 +17,13 @@ def is_kept(this: Pass) -> bool:
     if not quota.enforced or this.shares is not None or len(quota.queues) < 2:
         return False
     return any(rules_of(this.state, name).reclaim != "any" for name in quota.queues)
+
+
+def has_idle(this: Pass, spec: Workload) -> bool:
+    """Whether there is any of its queue, of what it asks for, that could be kept for one that waits."""
+    quota = this.state.quota
+    branches = (quota.branch(spec.queue, flavor_of(spec, option)) for option in options_of(spec))
+    return any(branch is not None and branch.used < branch.subtree for branch in branches)
 
 
 def keep(this: Pass, gang: GangState, shape: Shape) -> bool:

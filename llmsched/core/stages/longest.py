@@ -9,15 +9,18 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
+from collections.abc import Iterator
 from math import inf
+from operator import itemgetter
 
-from llmsched.core.amounts import flavors_of, options_of
+from llmsched.core.amounts import options_of
 from llmsched.core.kept_quota import Owners
 from llmsched.core.planned import Promise, earliest, timeline_for
 from llmsched.core.possible import able_options
 from llmsched.core.records import GangState
 from llmsched.core.run_times import longest_s
 from llmsched.core.scheduling_pass import Pass, There
+from llmsched.core.shapes import Shape
 from llmsched.core.stages import place
 from llmsched.core.stages.backfill import Calendar, could_start, right
 from llmsched.core.trial import Without
@@ -35,12 +38,10 @@ def run(this: Pass, calendar: Calendar) -> None:
     kept: dict[tuple[bool, str | None], None] = {}
     looked, tried = Counter[object](), Counter[object]()
     owners = Owners(this.trial)
-    # who asks for no more than its queue owns first: an older one that borrows might be held for in vain
-    for gang in sorted(_patient(this, patience), key=lambda gang: not owners.allow(gang.spec)):
-        spec = gang.spec
-        flavors = flavors_of(spec)
+    for gang, shape in _owners_first(_patient(this, patience), owners):
+        spec, flavors = gang.spec, shape.flavors
         alike = (spec.queue, *flavors)
-        if looked[alike] >= HOLDS_TRIED or not _is_able(this, gang):
+        if looked[alike] >= HOLDS_TRIED or not _is_able(this, shape):
             continue
         is_short = place.lacks_quota(this.trial, spec, options_of(spec))
         if is_short and owners.keep_out(spec):
@@ -64,9 +65,19 @@ def run(this: Pass, calendar: Calendar) -> None:
             kept.update(dict.fromkeys(keys))
 
 
-def _patient(this: Pass, patience: float) -> list[GangState]:
-    """The first of each class, if it has waited for so long: who has the better right first."""
+def _owners_first(found: list[tuple[GangState, Shape]], owners: Owners) -> Iterator[tuple[GangState, Shape]]:
+    """Those that ask for no more than their queue owns, and then the others, as an older one that borrows might be held
+    for in vain."""
+    allowed = {id(shape.kin): shape.sample for _, shape in found}  # of a kin all ask for the same GPUs
+    allows = {kin: owners.allow(sample) for kin, sample in allowed.items()}
+    for comes_first in (True, False):
+        yield from (row for row in found if allows[id(row[1].kin)] is comes_first)
+
+
+def _patient(this: Pass, patience: float) -> list[tuple[GangState, Shape]]:
+    """The first of each class, if it has waited for so long, and the class: who has the better right first."""
     state, plan, begun = this.state, this.plan, this.trial.begun
+    gangs, nominated = state.gangs, plan.nominations
     found, soonest = [], inf
     for since, serial in state.waiting.longest:
         if since >= soonest:
@@ -77,17 +88,16 @@ def _patient(this: Pass, patience: float) -> list[GangState]:
             since, name = next((row for row in shape.since if row[1] not in begun), (inf, ""))
         if since + patience > plan.at:
             soonest = min(soonest, since)
-        elif this.trial.nomination(state.gangs[name]) is None and name not in plan.nominations:
-            found.append(state.gangs[name])
+        elif this.trial.nomination(gang := gangs[name]) is None and name not in nominated:
+            found.append((right(gang), gang, shape))
     plan.wake(soonest + patience)
-    return sorted(found, key=right)
+    found.sort(key=itemgetter(0))
+    return [(gang, shape) for _, gang, shape in found]
 
 
-def _is_able(this: Pass, gang: GangState) -> bool:
-    """Whether it could begin if everybody else ended, on the nodes that are open."""
-    if gang.shape is None or not able_options(this.state, gang.shape):
-        return False
-    return place.eligible_by_any(this.trial, gang.spec) != 0
+def _is_able(this: Pass, shape: Shape) -> bool:
+    """Whether one of it could begin if everybody else ended, on the nodes that are open."""
+    return bool(able_options(this.state, shape)) and place.eligible_by_any(this.trial, shape.sample) != 0
 
 
 def _without_later(this: Pass, calendar: Calendar, promise: Promise, since: float) -> int:

@@ -89,7 +89,7 @@ def run(
         if not plan.has_come(gang.queued_since + delay, say("eta.delay")):
             return False
         search = Search(later, gang, only)
-        if not search.rules.may_take():
+        if not search.rules.may_take() or not victims.are_enough(later, gang, search.rules):
             return False
         mark = later.trial.mark()
         search.offered = shrink.offer(this, later.trial, gang, search.rules)

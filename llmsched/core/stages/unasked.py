@@ -35,6 +35,7 @@ class Unasked:
         self.takes = self.evicts or self.scheduling.consolidation
         half_life = self.scheduling.usage_half_life_s
         self.recount = next_count(state.now, half_life) if self.shares and self.shares.depends_on_past_use() else None
+        self._keeps = guarantee.is_kept(this)
         self._left_out: Stamp | None = None  # see `may_leave_out`
         self._free: dict[tuple[object, ...], int] = {}  # thousandths of GPUs, until somebody starts,
         self._may: dict[tuple[object, ...], bool] = {}  # and whether there is anybody who might be a victim
@@ -119,17 +120,15 @@ class Unasked:
     def asks_in_vain(self) -> bool:
         """Whether a refusal in this pass may change nothing for others, nor bring a time at which to ask again."""
         state, scheduling = self.state, self.scheduling
-        if self.by_rank or self.calendar.depth or self.calendar.promises or state.elastic:
+        if self.by_rank or self.calendar.depth or state.elastic or state.configuration.node_types:
             return False
-        if scheduling.order == "strict_fifo" or scheduling.consolidation or scheduling.preemption_delay_s:
-            return False
-        return not (state.configuration.node_types or guarantee.is_kept(self.this))
+        return not (scheduling.order == "strict_fifo" or scheduling.consolidation or scheduling.preemption_delay_s)
 
     def is_hopeless(self, shape: Shape) -> bool:
         """Whether it needs more than is free, with nobody on the way out, and may take nothing from others."""
         if self.state.vacating or self.trial.leaving or shape.sample.is_elastic():
             return False
-        if shape.needs_free <= self._room(shape):
+        if shape.needs_free <= self._room(shape) or (self._keeps and guarantee.has_idle(self.this, shape.sample)):
             return False
         return not (self.evicts and self._may_take(shape))
 

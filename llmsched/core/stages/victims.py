@@ -10,13 +10,15 @@ from bisect import insort
 from collections import deque
 from collections.abc import Callable, Iterator
 
-from llmsched.core.amounts import least_milli
+from llmsched.core.amounts import least_milli, need_milli, options_of
 from llmsched.core.decisions import Preempt
 from llmsched.core.fair import GUARANTEE
+from llmsched.core.quota import UNLIMITED
 from llmsched.core.records import GangState, total_of
 from llmsched.core.resources import MILLI, ZERO
 from llmsched.core.rules import IN_QUEUE, WHILE_BORROWING, Rules
 from llmsched.core.scheduling_pass import Later
+from llmsched.core.stages import place
 
 LOOKED_AT = 16  # victims of one queue of which one is sought that leaves it with all it owns
 
@@ -36,6 +38,65 @@ def eligible(later: Later, gang: GangState, rules: Rules) -> tuple[list[Row], di
     for row in new:
         insort(rows, row, key=_order(rules, cost_of))
     return rows, cost_of
+
+
+def are_enough(later: Later, gang: GangState, rules: Rules) -> bool:
+    """Whether those that may be taken as things stand, whatever shields them for a time, may have as many GPUs as the
+    gang lacks. Of each kind of those that hold something one is asked about, so a class for which there are too few
+    costs as much as there are kinds."""
+    state, queue = later.state, gang.spec.queue
+    if state.elastic:
+        return True
+    own = [priority for (name, priority, may), group in state.groups.items() if name == queue and may and group.gangs]
+    own += [new.spec.priority for new in later.trial.new() if new.spec.queue == queue and new.spec.preemptible]
+    if any(rules.group(queue, priority) for priority in own):
+        return True
+    kinds = [
+        (kind, code)
+        for kind in _kinds(later, rules)
+        if kind[0].spec.queue != queue and (code := rules.group(kind[0].spec.queue, kind[0].spec.priority))
+    ]
+    for option in options_of(gang.spec) if kinds else ():
+        rules.option = option
+        free = state.capacity.free_gpus(place.eligible_by_any(later.trial, gang.spec, option)) * MILLI
+        need = need_milli(gang.spec, gang.spec.min_size, option)
+        for _ in rules.each_strategy():
+            given: dict[object, int] = {}
+            for (victim, row, most), code in kinds:
+                if rules.now(victim, code):
+                    given[row] = max(given.get(row, 0), most)
+                    if free + sum(given.values()) >= need - need % MILLI:
+                        return True
+    return False
+
+
+Kind = tuple[
+    GangState, object, int
+]  # one of it, what it has in common with others of its queue, what they give at most
+
+
+def _kinds(later: Later, rules: Rules) -> list[Kind]:
+    """Of those that hold something, where only borrowers give back of those whose queues borrow: each of these gives
+    until its queue has no more than it owns."""
+    state, trial = later.state, later.trial
+    if trial.of_each_kind is None:
+        kinds: dict[tuple[object, ...], GangState] = {}
+        for (_, _, preemptible), group in state.groups.items():
+            for name in group.gangs if preemptible else ():
+                kinds.setdefault(rules.kind_of(state.gangs[name]), state.gangs[name])
+        trial.of_each_kind = [*kinds.values()]
+    every = [*trial.of_each_kind, *(new for new in trial.new() if new.spec.preemptible)]
+    if not state.quota.enforced or (rules.shares is not None and rules.shares.mode == GUARANTEE):
+        return [(victim, None, UNLIMITED) for victim in every]
+
+    def make() -> list[Kind]:
+        found = [(one, branch, branch.used - branch.subtree) for one in every if (branch := rules.branch_of(one))]
+        largest: dict[int, int] = {}
+        for one, branch, _ in found:
+            largest[id(branch)] = max(largest.get(id(branch), 0), rules.gpus_of(one))
+        return [(one, branch, beyond + largest[id(branch)]) for one, branch, beyond in found if beyond > 0]
+
+    return trial.beside("kinds of queues that borrow", make)
 
 
 def _new(later: Later, gang: GangState, rules: Rules, stay: list[str]) -> list[Row]:
