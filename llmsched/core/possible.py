@@ -99,6 +99,9 @@ def able_options(state: State, shape: Shape) -> tuple[int, ...]:
 def option_of(state: State, gang: GangState) -> int:
     """The option by which a gang is counted: of what it holds or is promised; while it waits, the first it would try of
     those with which it could start."""
+    groups = gang.spec.groups
+    if len(groups) == 1 and len(groups[0].options) == 1:
+        return 0
     if gang.held:
         return gang.option
     count = len(options_of(gang.spec))

@@ -9,7 +9,7 @@ import pytest
 from ledger import Given, Launch, cluster
 
 from llmsched.core import facts
-from llmsched.core.answers import Index
+from llmsched.core.answers import Elasticity, Index
 from llmsched.core.capacity import NodeState
 from llmsched.core.configuration import PreemptionRules
 from llmsched.core.nodes import Node
@@ -388,3 +388,43 @@ def test_where_shares_are_levelled_who_could_take_nothing_looks_at_no_victims(mo
     given.after(1.0)
     assert len(given.turn(facts.Finished(given.now, "r0/0", 1, "succeeded")).decisions) == 1
     assert looked[0] <= 4 * 32, "64 classes, 32 who run"
+
+
+def waiting_elastic(**knobs: Any) -> Given:
+    given = cluster("2 nodes x 4").scheduling(**knobs)
+    for number in range(8):
+        given.running(f"r{number}", 1, elastic=(1, 8) if knobs else None)
+    for number in range(WAITING):
+        given.pending(f"w{number}", 1, elastic=((1, 8), (2, 4))[number % 2], model=f"m{number % 5}")
+    return given.after(1.0)
+
+
+def test_elastic_work_that_cannot_even_have_its_least_is_not_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of 4,000 were put to the policy at each end, 50 ms, to be given what they have in any case."""
+    given = waiting_elastic()
+    given.turn()
+    asked, share = [0], Elasticity.share
+
+    def counted(policy: Elasticity, gangs: Any, *more: Any) -> Any:
+        asked[0] += len(gangs)
+        return share(policy, gangs, *more)
+
+    monkeypatch.setattr(Elasticity, "share", counted)
+    given.after(1.0)
+    assert given.turn(facts.Finished(given.now, "r0/0", 1, "succeeded")).decisions == [Launch("w0", 1.0)]
+    assert asked[0] == 0
+
+
+def test_by_rank_what_a_bundle_is_of_those_that_rest_is_asked_a_few_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dozen times for each of thousands that wait, at each tick."""
+    given = waiting_elastic(preemption=PreemptionRules("by_rank", "any"), quantum_s=60.0, order="best_effort")
+    given.turn()
+    asked, of = [0], View.gpus_per_bundle
+
+    def counted(view: View, gang: Any) -> float:
+        asked[0] += 1
+        return of(view, gang)
+
+    monkeypatch.setattr(View, "gpus_per_bundle", counted)
+    given.after(1.0).turn()
+    assert asked[0] <= 2 * WAITING

@@ -104,13 +104,15 @@ class Demand:
     def _that_could_start(self, shape: Shape) -> list[GangState]:
         """Of an elastic class, each by itself: who else could is for the policy to compare."""
         able: dict[Closed, bool] = {}
-        found = []
+        found, gangs = list[GangState](), self._this.state.gangs
         for _, name in shape.entries:
-            gang = self._this.state.gangs[name]
+            gang = gangs[name]
             closed = self._calendar.closed_to(gang)
             if closed not in able:
                 is_taken = len(self._able) >= STARTS_TRIED and not self._is_out(shape)
                 able[closed] = gang.nomination is not None or is_taken or self._could_start(shape, gang)
+                if not self._calendar.windows.rows:  # no reservation keeps any of them out
+                    return [gangs[name] for _, name in shape.entries] if able[closed] else []
             if able[closed]:
                 found.append(gang)
         return found

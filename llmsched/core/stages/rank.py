@@ -36,6 +36,8 @@ from llmsched.core.state import State
 from llmsched.core.status import Status
 from llmsched.core.workload import Workload
 
+RESTS = Reason("order", say("order.outranked"))  # whom elasticity has given nothing
+
 
 def is_on(state: State) -> bool:
     return state.configuration.scheduling.preemption.within_queue == "by_rank"
@@ -254,23 +256,22 @@ def _share(this: Pass, calendar: Calendar) -> dict[str, None]:
         quantum = 0.0  # for its sake nobody is spared for having changed a moment ago
     for name, target in plan.sizes.items():
         gang = state.gangs[name]
-        per_bundle = view.gpus_per_bundle(gang)
         if gang.status is Status.QUEUED:
             if not target:
                 resting[name] = None
-                this.tell_alone(gang, Reason("order", say("order.outranked")))
+                this.tell_alone(gang, RESTS)
             elif gang.nomination is None:
                 starters.append(gang)
-                wanted.append((gang, target * per_bundle))
+                wanted.append((gang, target * view.gpus_per_bundle(gang)))
         elif gang.status is Status.RUNNING and name not in trial.leaving and not gang.lost_members:
             if target > gang.size:
-                wanted.append((gang, (target - gang.size) * per_bundle))
+                wanted.append((gang, (target - gang.size) * view.gpus_per_bundle(gang)))
                 if this.has_held(gang, quantum):
                     growers.append((gang, target))
             elif name in trial.shrinking:
                 continue  # it gives already
             elif target < gang.size and (target or gang.spec.preemptible) and this.has_held(gang, quantum):
-                givers.append((target > 0, -(gang.size - target) * per_bundle, name, gang))
+                givers.append((target > 0, -(gang.size - target) * view.gpus_per_bundle(gang), name, gang))
     lacking = lacking_flavors(this, calendar, wanted)
     victims: list[GangState] = []
     smaller: list[Giver] = []

@@ -44,7 +44,7 @@ def run(this: Pass, calendar: Calendar) -> None:
     there = free_at_last(trial)
     for flavors, sharing in _pools(state, gangs):
         free = sum(there.get(flavor, 0) for flavor in flavors)
-        held = sum(gang.gpus_milli() for gang in sharing)
+        held = sum(gang.gpus_milli() for gang in sharing if gang.held)
         held += sum(  # promised to elastic gangs: theirs to size as well
             gpus_of(gang.spec, gang.nomination.placement)
             for gang in sharing
@@ -84,6 +84,9 @@ def _share_out(
         by_queue.setdefault(gang.spec.queue if state.quota.enforced else "", []).append(gang)
     for queue, amount in _entitled_within(this.trial, by_queue, capacity, limits).items():
         members = by_queue[queue]
+        if not by_rank and not limits and (least := _least_of_all(state, members, amount)) is not None:
+            plan.sizes.update(least)
+            continue
         left, bounds = amount, [(limit.of(members), limit.most(-inf)) for limit in limits]
         for tier, lower in _tiers(members):
             below = tier[0].spec.priority if by_rank else -inf
@@ -111,6 +114,23 @@ def _share_out(
         _fill(this, sharing, capacity, limits)
 
 
+def _least_of_all(state: State, members: list[GangState], amount: int) -> dict[str, int] | None:
+    """Their smallest sizes, when the amount is not enough for more: then the policy has nothing to give; else None."""
+    known: dict[int, tuple[int, int]] = {}  # by class, of those that wait: a size, and the thousandths of GPUs of that
+    sizes, total = dict[str, int](), 0
+    for gang in members:
+        shape = gang.shape if not gang.held and gang.nomination is None else None
+        row = known.get(shape.serial) if shape is not None else None
+        if row is None:
+            size = nearest(gang, gang.spec.min_size)
+            row = size, size * _bundle_milli(state, gang)
+            if shape is not None:
+                known[shape.serial] = row
+        sizes[gang.id] = row[0]
+        total += row[1]
+    return sizes if total >= amount else None
+
+
 def _shares(
     this: Pass, gangs: list[GangState], capacity: int, bounds: Sequence[tuple[list[GangState], int]]
 ) -> dict[str, int]:
@@ -128,7 +148,8 @@ def _shares(
 
 
 def _given_milli(this: Pass, gangs: list[GangState]) -> int:
-    return sum(this.plan.sizes.get(gang.id, 0) * _bundle_milli(this.state, gang) for gang in gangs)
+    sizes = this.plan.sizes
+    return sum(size * _bundle_milli(this.state, gang) for gang in gangs if (size := sizes.get(gang.id)))
 
 
 def _owed(this: Pass, running: list[GangState]) -> dict[str, GangState]:
@@ -209,8 +230,10 @@ def _pools(state: State, gangs: list[GangState]) -> list[tuple[list[str | None],
 def _cut(this: Pass, members: list[GangState], amount: int, may_rest: bool = False) -> None:
     """Whatever the policy said, sizes together stay within the amount, or at their minimum: the lowest priority gives
     first, then the newest. Where they `may_rest` that is not enough: then those rest that wait, and last who runs."""
-    plan, bundle = this.plan, {gang.id: _bundle_milli(this.state, gang) for gang in members}
-    over = sum(plan.sizes.get(gang.id, 0) * bundle[gang.id] for gang in members) - amount
+    plan, over = this.plan, _given_milli(this, members) - amount
+    if over <= 0:
+        return
+    bundle = {gang.id: _bundle_milli(this.state, gang) for gang in members}
     free = [gang for gang in members if gang.wanted_size is None]
     free.sort(key=lambda gang: (-gang.spec.priority, gang.submitted_at, gang.workload_id, gang.index), reverse=True)
     for gang in free:

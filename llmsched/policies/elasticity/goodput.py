@@ -53,6 +53,18 @@ class Curve(NamedTuple):
     above: tuple[tuple[int, float], ...]
 
 
+class Row(NamedTuple):
+    """One that is asked about. `left`: its work; `each`: GPUs of a bundle; `least`: the size it has in any case."""
+
+    left: float
+    gang: GangView
+    id: str
+    size: int
+    each: float
+    least: int
+    curve: Curve
+
+
 class Goodput:
     @dataclass(frozen=True)
     class Options:
@@ -72,49 +84,45 @@ class Goodput:
 
     def share(self, gangs: Sequence[GangView], capacity: int, view: View) -> Mapping[str, int]:
         rows, cost = self._ranked(gangs, view), view.scheduling.restart_cost_s
-        least = {gang.id: _least(gang, view) for gang in gangs}
-        room = capacity - sum(least[gang.id] * view.gpus_per_bundle(gang) for gang in gangs)
-        taken, free = take_best(self._offers(rows, view), room)
-        chosen = least | taken
-        curves = [self._curve(gang.spec) for _, gang in rows]
-        for (left, gang), curve in zip(rows, curves, strict=True):
-            size = chosen[gang.id]
-            if gang.size and size > gang.size and not _pays(curve, gang.size, size, left, cost):
-                free += (size - gang.size) * view.gpus_per_bundle(gang)
-                chosen[gang.id] = gang.size
+        room = capacity - sum(row.least * row.each for row in rows)
+        chosen, free, smallest = {row.id: row.least for row in rows}, room, min((row.each for row in rows), default=0)
+        if room >= smallest:  # of thousands that cannot even have their least nobody gets more
+            taken, free = take_best(self._offers(rows, view), room)
+            chosen |= taken
+        for left, _, name, has, each, _, curve in rows:
+            size = chosen[name]
+            if has and size > has and not _pays(curve, has, size, left, cost):
+                free += (size - has) * each
+                chosen[name] = has
         for grows in (False, True):  # first what they have, in order, or who comes first would take it from them
-            for (left, gang), curve in zip(rows, curves, strict=True):
-                each, size = view.gpus_per_bundle(gang), chosen[gang.id]
+            for left, _, name, has, each, _, curve in rows if free >= smallest else ():
+                size = chosen[name]
                 for bigger, _ in reversed(curve.points) if free >= each else ():
                     if bigger <= size:
                         break
-                    pays = bigger <= gang.size or (grows and _pays(curve, gang.size, bigger, left, cost))
+                    pays = bigger <= has or (grows and _pays(curve, has, bigger, left, cost))
                     if (bigger - size) * each <= free and pays:
-                        chosen[gang.id] = bigger
+                        chosen[name] = bigger
                         free -= (bigger - size) * each
                         break
-        return self._settled(rows, chosen, least, capacity, view)
+        return self._settled(rows, chosen, capacity, view)
 
-    def _settled(
-        self,
-        rows: Sequence[tuple[float, GangView]],
-        chosen: dict[str, int],
-        least: Mapping[str, int],
-        capacity: int,
-        view: View,
-    ) -> dict[str, int]:
+    def _settled(self, rows: Sequence[Row], chosen: dict[str, int], capacity: int, view: View) -> dict[str, int]:
         """Those that are still starting keep their size, and others wait for it. What anybody should have in the end is
         the same meanwhile, or what one takes while another starts would be taken back when that one runs."""
         cost = max(view.scheduling.restart_cost_s, 1.0)
-        chosen = chosen | {g.id: g.size for _, g in rows if g.size and view.held_for_s(g) < cost}
-        over = sum(chosen[gang.id] * view.gpus_per_bundle(gang) for _, gang in rows) - capacity
-        for _, gang in reversed(rows):
+        chosen = chosen | {row.id: row.size for row in rows if row.size and view.held_for_s(row.gang) < cost}
+        over = sum(chosen[row.id] * row.each for row in rows if chosen[row.id]) - capacity
+        for _, gang, name, has, each, least, _ in reversed(rows) if over > 0 else ():
             if over <= 0:
                 break
-            size, each, back = chosen[gang.id], view.gpus_per_bundle(gang), max(gang.size, least[gang.id])
+            size, back = chosen[name], max(has, least)
+            if size <= back:
+                chosen[name] = min(size, back)
+                continue
             fitting = [to for to in view.sizes(gang) if back <= to < size and (size - to) * each >= over]
-            chosen[gang.id] = min(size, max(fitting, default=back))
-            over -= (size - chosen[gang.id]) * each
+            chosen[name] = min(size, max(fitting, default=back))
+            over -= (size - chosen[name]) * each
         return chosen
 
     def replicas(
@@ -142,13 +150,12 @@ class Goodput:
         """What GPUs would earn beyond what each holds in any case: along each hull the gain per GPU only falls."""
         return self._offers(self._ranked(gangs, view), view)
 
-    def _offers(self, rows: Sequence[tuple[float, GangView]], view: View) -> list[Offer]:
+    def _offers(self, rows: Sequence[Row], view: View) -> list[Offer]:
         cost = view.scheduling.restart_cost_s
         count = len(rows)
         found = []
-        for rank, (left, gang) in enumerate(rows):
+        for rank, (left, gang, name, has, each, least, curve) in enumerate(rows):
             weight = ((count - rank) / count) ** RANK
-            each, has = view.gpus_per_bundle(gang), gang.size
             if not has and left < LONG_S:
                 weight *= (LONG_S / max(left, SHORT_S)) ** TILT
             keeps = 1.0  # what it has already is worth more by what a restart would cost
@@ -156,23 +163,26 @@ class Goodput:
                 ends_in = left / max(view.speed(gang, has), 1e-9)
                 knobs = self._options.of(gang.spec.queue)
                 keeps = 1 + knobs.keep + cost / max(1.0, min(knobs.steady_s, ends_in))
-            curve = self._curve(gang.spec)
-            is_sure = _least(gang, view) > 0
+            is_sure = least > 0
             (low, slow), steps = (curve.points[0], curve.above) if is_sure else ((0, 0.0), curve.hull)
             for high, fast in steps:
                 if is_sure and low < has < high:  # the part of a step that it has is worth as much more
                     part = (fast - slow) * (has - low) / (high - low)
-                    found.append(Offer(gang.id, low, has, (has - low) * each, weight * part * keeps))
+                    found.append(Offer(name, low, has, (has - low) * each, weight * part * keeps))
                     low, slow = has, slow + part
                 gain = weight * (fast - slow)
-                found.append(Offer(gang.id, low, high, (high - low) * each, gain * keeps if has >= high else gain))
+                found.append(Offer(name, low, high, (high - low) * each, gain * keeps if has >= high else gain))
                 low, slow = high, fast
         return found
 
-    def _ranked(self, gangs: Sequence[GangView], view: View) -> list[tuple[float, GangView]]:
-        """(work left, gang), least first."""
+    def _ranked(self, gangs: Sequence[GangView], view: View) -> list[Row]:
+        """Least work left first."""
         rows = sorted((self._work_left(gang, view), gang.submitted_at, gang.id, gang) for gang in gangs)
-        return [(left, gang) for left, _, _, gang in rows]
+        found = []
+        for left, _, name, gang in rows:
+            each, least, curve = view.gpus_per_bundle(gang), _least(gang, view), self._curve(gang.spec)
+            found.append(Row(left, gang, name, gang.size, each, least, curve))
+        return found
 
     def _work_left(self, gang: GangView, view: View) -> float:
         """Seconds at min_size; unknown work is taken to last to the end of the level that it has reached."""

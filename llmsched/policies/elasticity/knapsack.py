@@ -24,8 +24,10 @@ def take_best(offers: Sequence[Offer], capacity: float) -> tuple[dict[str, int],
     chosen: dict[str, int] = {}
     for offer in offers:
         chosen.setdefault(offer.gang, offer.low)
-    free = capacity
+    free, least = capacity, min((offer.gpus for offer in offers), default=0.0)
     for number in sorted(range(len(offers)), key=worth.__getitem__):  # equals in the order given
+        if free < least:
+            break
         gang, low, high, gpus, _ = offers[number]
         if gpus <= free and chosen[gang] == low:
             chosen[gang] = high
