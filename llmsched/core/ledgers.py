@@ -29,6 +29,7 @@ class Ledgers:
         self.quota = QuotaTree(configuration, {})
         self.use: dict[str, QueueUse] = {}
         self.groups: dict[tuple[str, int, bool], HoldingGroup] = {}  # by queue, priority, preemptible
+        self.graces: dict[str, float] = {}  # seconds that each that holds something has to leave
         self.kinds: dict[Resources, int] = {}  # bundle shape -> groups of gangs that hold such bundles
         self.present: dict[str, dict[str, None]] = {}  # by node: gangs that hold something there
         self.configuration = configuration
@@ -81,6 +82,10 @@ class Ledgers:
             group.gangs[gang.id] = None
         else:
             group.gangs.pop(gang.id, None)
+        if new:
+            self.graces[gang.id] = spec.grace_s
+        else:
+            self.graces.pop(gang.id, None)
         if bool(new) != bool(gang.held):
             for each in spec.groups:
                 shape = each.options[0].resources

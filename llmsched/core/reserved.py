@@ -4,13 +4,15 @@ What it takes is a fact of the journal (`decisions.Assign`). If it followed from
 or is moved would move it, onto those for whom others have just made way; and the same one would leave again and again.
 It is decided anew where it has become impossible: a node is gone, or something is there that nobody can move; and where
 fewer would have to leave for it, more of it is what its holder has, or it would lie there if nobody held anything:
-each time that is strictly better for all reservations together. What is promised to somebody is no part of it unless
-there is not enough otherwise.
+each time that is strictly better for all reservations together. From the moment on in which people may be told to leave
+for it, until its window closes, it stays where it is unless it finds more, or what its holder has elsewhere and nobody
+has to leave: or who starts on what others have just left would move it, onto those that are to leave next. So a window
+tells each of its guests once. What is promised to somebody is no part of it unless there is not enough otherwise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from math import ceil, inf
 from typing import NamedTuple
 
@@ -117,7 +119,7 @@ def decided(trial: Trial) -> dict[str, Taken]:
         or trial.shrinking
         or trial.withdrawn
     )
-    known = (state.causes, state.places, tuple(spans.values()))
+    known = (state.causes, state.places, tuple(spans.values()), _are_cleared(trial, spans))
     memo = state.memo.get("reserved") if is_fresh else None
     if memo is not None and memo[0] == known:
         found: dict[str, Taken] = memo[1]
@@ -136,6 +138,13 @@ def spans_of(trial: Trial, reservations: tuple[Reservation, ...] | None = None) 
     those = trial.state.configuration.reservations if reservations is None else reservations
     spans = ((each, window(each, trial.now)) for each in those)
     return {each.name: (each, span) for each, span in spans if span is not None}
+
+
+def _are_cleared(trial: Trial, spans: Spans) -> tuple[str, ...]:
+    """Those that are open, or for which somebody may have been told to leave."""
+    least = min((opens for _, (opens, _) in spans.values()), default=inf)
+    grace_s = max(trial.state.ledgers.graces.values(), default=0.0) if least < inf else 0.0
+    return tuple(name for name, (_, (opens, _)) in spans.items() if opens - grace_s <= trial.now)
 
 
 def takes(trial: Trial, spans: Spans) -> dict[str, Taken]:
@@ -181,6 +190,7 @@ class _Cases:
 
     def __init__(self, trial: Trial, spans: Spans) -> None:
         self.trial, self.spans = trial, spans
+        self._cleared = _are_cleared(trial, spans)
         self._presence = Presence(trial, {name: (each, span[0]) for name, (each, span) in spans.items()})
         self._offers: dict[tuple[int, int], _Offers] = {}
 
@@ -213,7 +223,10 @@ class _Cases:
         return found
 
     def chosen(self, name: str, rows: list[Row]) -> Taken:
-        return self._chosen(self.case(name, rows))
+        """What would be best for it beside those before it, and those that are being cleared, which stay."""
+        if name in self._cleared:
+            return self.kept(name, rows)
+        return self._chosen(self.case(name, [*rows, *self._later(name, self._cleared)]))
 
     def _chosen(self, case: _Case) -> Taken:
         return _chosen(self.trial, case, self.offers(case))
@@ -222,15 +235,21 @@ class _Cases:
         """What it took, or where it cannot have that, or others are better, those; none that others take if there are
         enough beside them. `rows`: what those take that come before it."""
         trial, reservation = self.trial, self.spans[name][0]
-        later = self._later(name)
+        later = self._later(name, self.spans)
         case = self.case(name, [*rows, *later])
         before, found = taken_before(trial, reservation), self._chosen(case)
         if before is not None and _is_possible(trial, self.case(name, rows) if later else case, before):
-            if _trouble(trial, found, case) >= _trouble(trial, before, case):
+            if not self._is_better(name, case, found, before):
                 found = before
         elif lacks(found) and later:
-            found = self.chosen(name, rows)
+            found = self._chosen(self.case(name, rows))
         return self._this_time(name, rows, before, found) if lacks(found) and reservation.repeat else found
+
+    def _is_better(self, name: str, case: _Case, found: Taken, before: Taken) -> bool:
+        new, old = _trouble(self.trial, found, case), _trouble(self.trial, before, case)
+        if name not in self._cleared:
+            return new < old
+        return new.gpus < old.gpus or (new.gpus == old.gpus and not new.leave and new.theirs < old.theirs)
 
     def _this_time(self, name: str, rows: list[Row], before: Taken | None, found: Taken) -> Taken:
         """More than was found, if what others take once, at another time than this window, counts for nothing."""
@@ -240,12 +259,13 @@ class _Cases:
             more = before
         return more if lacks(more) < lacks(found) else found
 
-    def _later(self, name: str) -> list[Row]:
-        """Of those of so many GPUs that come after it what they take already."""
+    def _later(self, name: str, among: Collection[str]) -> list[Row]:
+        """Of those of so many GPUs that come after it, and are among these, what they take already."""
         rows: list[Row] = []
         is_later = False
         for other, (reservation, _) in self.spans.items():
-            taken = taken_before(self.trial, reservation) if is_later and not reservation.nodes else None
+            is_asked = is_later and other in among and not reservation.nodes
+            taken = taken_before(self.trial, reservation) if is_asked else None
             if taken is not None:
                 rows.append(self.row(other, taken))
             is_later = is_later or other == name
@@ -350,10 +370,19 @@ def _is_possible(trial: Trial, case: _Case, taken: Taken) -> bool:
     return all(name in nodes and of_it >> nodes[name].slot & 1 and name not in beside.most for name in taken.closed)
 
 
-def _trouble(trial: Trial, taken: Taken, case: _Case) -> tuple[int, ...]:
-    """The less the better: GPUs that it lacks, that others would have to leave, and that its holder has elsewhere; on
-    how many nodes it lies, what is left of those, and how far at the front they are, where packing starts. What elastic
-    gangs would only give back is nothing: it would move whenever one grows."""
+class _Trouble(NamedTuple):
+    """The less the better, by the first that differs."""
+
+    gpus: int  # it has, negative
+    leave: int  # GPUs that others would have to
+    theirs: int  # GPUs of it that its holder has, negative
+    nodes: int  # on which it lies,
+    rest: int  # GPUs of those that it leaves,
+    slots: int  # and how far at the front they are, where packing starts
+
+
+def _trouble(trial: Trial, taken: Taken, case: _Case) -> _Trouble:
+    """What elastic gangs would only give back is nothing: it would move whenever one grows."""
     nodes, beside, there = trial.state.nodes, case.beside, case.there
     leave, theirs, rest, slots = 0, 0, 0, 0
     for name, count in taken.parts:
@@ -363,4 +392,4 @@ def _trouble(trial: Trial, taken: Taken, case: _Case) -> tuple[int, ...]:
         theirs += min(count, ceil(there.holders.get(name, 0) / MILLI))
         rest += node.total_gpus - count
         slots += node.slot
-    return -sum(count for _, count in taken.parts), leave, -theirs, len(taken.parts), rest, -slots
+    return _Trouble(-sum(count for _, count in taken.parts), leave, -theirs, len(taken.parts), rest, -slots)

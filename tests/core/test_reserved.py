@@ -16,6 +16,7 @@ from llmsched.core.reserved import decided
 from llmsched.core.resources import MILLI, Resources
 from llmsched.core.snapshot import freeze, thaw
 from llmsched.core.state import State
+from llmsched.core.status import Status
 from llmsched.core.trial import Trial
 
 FAR = 5000.0
@@ -242,3 +243,38 @@ def test_it_does_not_follow_an_elastic_gang_that_grows_onto_it() -> None:
     given.state.apply(decisions.Resize("big/0", 1, held + (held[0]._replace(node="n-1"),) * 4))
     given.state.apply(facts.Resized(given.now, "big/0", 1, 6))
     assert said(given, facts.Finished(given.now, "s0/0", 1, "succeeded")) == []
+
+
+def evictions(given: Given, until: float) -> list[tuple[float, str]]:
+    """When whom a reservation makes leave. Work begins at once, and has left a second after it is told."""
+    found: list[tuple[float, str]] = []
+    while given.now < until:
+        happened: list[Any] = []
+        for name, gang in given.state.gangs.items():
+            if gang.status is Status.LAUNCHING:
+                happened.append(facts.Bound(given.now, name, gang.attempt))
+            elif gang.status is Status.VACATING:
+                happened.append(facts.Released(given.now, name, gang.attempt))
+        plan = given.turn(*happened).plan
+        found += [(given.now, each.gang) for each in plan.decisions if isinstance(each, decisions.Preempt)]
+        acts = plan.decisions or happened
+        given.after(1.0 if acts else max(1.0, min(plan.wake_at or until, until) - given.now))
+    return found
+
+
+@pytest.mark.parametrize("guests", [3, 4])
+@pytest.mark.parametrize("grace_s", [0.0, 20.0])
+def test_from_when_guests_are_told_to_leave_until_it_closes_it_stays_where_it_is(guests: int, grace_s: float) -> None:
+    """Two of a holder who runs nothing took turns on two nodes: whoever had left for the one began where it had been,
+    as the other opens later, and was then in the way of fewer. One of them left 602 times an hour."""
+    given = cluster("2 nodes x 2").scheduling(quantum_s=60.0)
+    given.reserve(600.0, 600.0, "ann", gpus=2, repeat="*/30 * * * *")
+    given.reserve(600.0, 1200.0, "ann", gpus=1, repeat="0 * * * *")
+    for number in range(guests):
+        given.pending(f"s{number}", 1, grace_s=grace_s)
+    left = evictions(given, 7500.0)
+    windows = [(1800.0 * number - 25.0, 1800.0 * number + 1200.0) for number in range(6)]
+    for opens, closes in windows:
+        gone = [name for at, name in left if opens <= at < closes]
+        assert all(gone.count(name) <= 2 for name in gone), left  # once for each of the two
+    assert 0 < len(left) <= 3 * len(windows)
