@@ -191,6 +191,27 @@ def test_slurm_rows_that_are_none_are_counted_out_whatever_ends_a_line():
         slurm.parse("x" * 200_000, "s")
 
 
+def test_slurm_rows_with_numbers_and_names_that_none_can_have_end_no_import(tmp_path):
+    """They ended it, or what it printed was refused by `sim run`."""
+    head = "JobID|Submit|Start|End|ElapsedRaw|TimelimitRaw|AllocTRES"
+    row = "{}|2026-11-01T10:00:00|2026-11-01T10:01:00|2026-11-01T10:02:00|{}|{}|gres/gpu={}"
+    odd = [
+        ("1", "\u00b2", "5", "1"),
+        ("2", "60", "\u00b2", "1"),
+        ("3", "60", "9" * 400, "1"),
+        ("4", "60", "5", "9" * 5000),
+    ]
+    odd += [("", "60", "5", "1"), (" ", "60", "5", "1"), ("5", "9" * 400, "5", "1"), ("6", "60", "-5", "1")]
+    odd += [(job, "60", "5", "1") for job in ("9", "9#2", "9")]
+    found = slurm.parse("\n".join([head, *(row.format(*each) for each in odd), ""]), "s")
+    assert {job.id: job.estimated_s for job in found.jobs} == (
+        {"2": None, "3": None, "6": None, "9": 300.0, "9#2": 300.0, "9#3": 300.0}
+    )
+    assert found.left_out == {
+        "has a time that cannot be read": 2, "has more than 100,000 GPUs": 1, "has no JobID": 2,
+    }  # fmt: skip
+
+
 def test_a_slurm_row_that_ran_for_less_than_no_time_is_counted_out():
     """Clocks that were set back while a job ran leave such rows."""
     row = "{}|2026-11-01T10:00:00|2026-11-01T10:05:00|2026-11-01T11:05:00|{}|gres/gpu=2"

@@ -28,9 +28,11 @@ COMMAND = (  # without -S, sacct prints the jobs of today
 )
 MOST_GPUS = 100_000  # of one job
 CLOCKS_CHANGE_S = 3600.0  # in autumn End less Start is an hour less than what went by
-_GPUS = re.compile(r"(?:^|,)gres/gpu(?::([^=,]+))?=(\d+)")
+_DIGITS = "[0-9]{1,12}"  # a number that Slurm could have printed
+_NUMBER = re.compile(rf"-?{_DIGITS}\Z")
+_GPUS = re.compile(r"(?:^|,)gres/gpu(?::([^=,]+))?=([0-9]+)")
 _NO_FLAVOR = re.compile(r"[^\w.+-]+")  # what `--nodes` takes for the end of a name
-_CLOCK = re.compile(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)(?:\.\d+)?$")  # [days-][hours:]minutes:seconds
+_CLOCK = re.compile(rf"(?:({_DIGITS})-)?(?:({_DIGITS}):)?({_DIGITS}):({_DIGITS})(?:\.[0-9]+)?\Z")  # [days-][hours:]m:s
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,7 @@ def parse(text: str, name: str) -> Imported:
     """Times become seconds since the first submission. Raises SpecError naming row and column."""
     reader = _reader(text, name)
     found: list[tuple[float, float, dict[str, str], int, str | None, int]] = []
-    left_out, changed, runs = Counter[str](), Counter[str](), Counter[str]()
+    left_out, changed, runs, names = Counter[str](), Counter[str](), Counter[str](), set[str]()
     unreadable: SpecError | None = None
     for row in _rows(reader):
         where = f"{name}:{reader.line_num}"
@@ -53,6 +55,9 @@ def parse(text: str, name: str) -> Imported:
             continue
         if None in row or None in row.values():
             left_out["has more or fewer values than the header"] += 1
+            continue
+        if not row["JobID"].strip():
+            left_out["has no JobID"] += 1
             continue
         if "." in row["JobID"]:
             continue  # a step of a job, not a job
@@ -80,8 +85,7 @@ def parse(text: str, name: str) -> Imported:
             left_out[why] += 1
             continue
         assert submit is not None
-        runs[row["JobID"]] += 1
-        row["JobID"] += f"#{runs[row['JobID']]}" if runs[row["JobID"]] > 1 else ""
+        row["JobID"] = _name_of_run(row["JobID"], runs, names)
         if len(flavors) > 1:
             changed["ran on two types of GPU: their sum, of any flavor"] += 1
         flavor = flavors[0] if len(flavors) == 1 else None
@@ -106,6 +110,18 @@ def parse(text: str, name: str) -> Imported:
         for submit, seconds, row, gpus, flavor, line in found
     ]
     return Imported(sorted(jobs, key=lambda job: job.submit_s), left_out, changed)
+
+
+def _name_of_run(job: str, runs: Counter[str], names: set[str]) -> str:
+    """Its own, or `job#2` and so on for later runs of it, whatever other jobs are called."""
+    runs[job] += 1
+    name = job
+    while name in names:
+        runs[job] = max(runs[job], 2)
+        name = f"{job}#{runs[job]}"
+        runs[job] += name in names
+    names.add(name)
+    return name
 
 
 def _reader(text: str, name: str) -> csv.DictReader[str]:
@@ -147,10 +163,14 @@ def _gpus(tres: str) -> tuple[int, list[str]]:
     plain, types = 0, Counter[str]()
     for name, count in _GPUS.findall(tres):
         if name:
-            types[_NO_FLAVOR.sub("-", name).upper()] += int(count)
+            types[_NO_FLAVOR.sub("-", name).upper()] += _count(count)
         else:
-            plain = int(count)
+            plain = _count(count)
     return max(plain, types.total()), [name for name, count in types.items() if count]
+
+
+def _count(digits: str) -> int:
+    return int(digits) if _NUMBER.match(digits) else MOST_GPUS + 1
 
 
 def _stamp(text: str, column: str, where: str) -> float | None:
@@ -170,7 +190,7 @@ def _elapsed(row: dict[str, str], where: str) -> float | None:
     for column in ("ElapsedRaw", "Elapsed"):
         text = row.get(column)
         if text:
-            found = float(text) if text.removeprefix("-").isdigit() else _clock_s(text)
+            found = float(text) if _NUMBER.match(text) else _clock_s(text)
             if found is None:
                 raise SpecError(
                     f'column {column}: "{text}" is not a length such as 1-02:03:04.', where=where, code="bad_trace"
@@ -190,6 +210,6 @@ def _clock_s(text: str) -> float | None:
 def _limit(row: dict[str, str]) -> float | None:
     """Seconds of TimelimitRaw (minutes) or Timelimit; None for UNLIMITED and Partition_Limit."""
     minutes = row.get("TimelimitRaw") or ""
-    if minutes.isdigit():
-        return float(minutes) * 60 or None
+    if _NUMBER.match(minutes):
+        return max(float(minutes), 0.0) * 60 or None
     return _clock_s(row.get("Timelimit") or "") or None
