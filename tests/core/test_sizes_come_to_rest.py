@@ -8,6 +8,7 @@ import pytest
 from ledger import Given, cluster
 
 from llmsched.core import facts
+from llmsched.core.configuration import Queue, Quota
 from llmsched.core.decisions import Preempt, Resize
 from llmsched.core.resources import Resources
 from llmsched.core.status import Status
@@ -119,8 +120,14 @@ def on_two_kinds(seed: int, elasticity: str) -> Given:
     chance = random.Random(seed)
     nodes = [f"{chance.randint(1, 2)} nodes x {chance.choice((2, 4, 8))} {name}" for name in "AB"]
     given = cluster(", ".join(nodes)).policies(elasticity=elasticity)
+    queue = chance.choice(("default", "own", "own"))
+    if queue == "own":
+        of_each = [(flavor, Quota(chance.randint(3, 7) * 1000, 0)) for flavor in chance.choice(("*", "AB"))]
+        given.queues += [Queue("own", quotas=tuple(of_each)), Queue("default", quotas=(("*", Quota(8000)),))]
+    if chance.random() < 0.4:
+        given.rules("by_rank", "any").scheduling(quantum_s=60.0)
     for number in range(2):
-        given.running(f"r{number}", chance.choice((1, 2)), flavor="AB"[number])
+        given.running(f"r{number}", chance.choice((1, 2)), flavor="AB"[number], queue="default")
     for number in range(chance.randint(1, 5)):
         low, most = chance.choice((1, 1, 2)), chance.choice((2, 4, 8))
         options = []
@@ -131,7 +138,8 @@ def on_two_kinds(seed: int, elasticity: str) -> Given:
         group = Group("w", low, tuple(options))
         left = chance.choice((None, 50_000.0, 200_000.0))
         name = f"e{number}"
-        spec = Workload(name, name, "train", (group,), min_size=low, max_size=most, estimated_runtime_s=left)
+        sizes = {"min_size": low, "max_size": most}
+        spec = Workload(name, name, "train", (group,), queue=queue, estimated_runtime_s=left, **sizes)
         given.turn(*carried_out(given), facts.Submitted(given.now, spec))
     return given
 
@@ -145,4 +153,35 @@ def test_who_may_move_to_faster_gpus_comes_to_rest_as_well(seed: int, elasticity
     leave = [facts.Finished(given.now, name, 1, "succeeded") for name in ("r0/0", "r1/0")]
     given.turn(*leave)
     assert len(resizes(given, 60)) <= 4 * gangs + 4
-    assert resizes(given, 30) == []
+    by_rank = given.state.configuration.scheduling.preemption.within_queue == "by_rank"
+    assert len(resizes(given, 30)) <= (gangs if by_rank else 0)  # by rank those that nobody knows take turns, by levels
+
+
+@pytest.mark.parametrize("elasticity", SURE)
+@pytest.mark.parametrize("of_b", [2, 4])
+def test_nobody_becomes_smaller_for_one_that_cannot_grow_as_its_quota_is_of_another_flavor(
+    elasticity: str, of_b: int
+) -> None:
+    """A quota was one number over all flavors: one gave GPUs of B for another that runs on A and may have no more of
+    those, and what it gave was idle for good."""
+    given = cluster("1 node x 4 A, 1 node x 4 B").policies(elasticity=elasticity)
+    quotas = (("A", Quota(1000, 0)), ("B", Quota(of_b * 1000, 0)))
+    given.queues += [Queue("own", quotas=quotas), Queue("default", quotas=(("*", Quota(0)),))]
+    for name, flavors, most in (("b", "B", 4), ("either", "AB", 2)):
+        group = Group("w", 1, tuple(Option(flavor, Resources(1000)) for flavor in flavors))
+        spec = Workload(name, name, "train", (group,), queue="own", min_size=1, max_size=most)
+        given.turn(*carried_out(given), facts.Submitted(given.now, spec))
+    resizes(given, 20)
+    assert resizes(given, 200) == [] and sizes(given) == [of_b, 1]
+
+
+def test_what_a_quota_of_any_flavor_leaves_is_there_once() -> None:
+    """It was counted once for each flavor, so that one grew, others gave, and it gave back, every minute."""
+    given = cluster("1 node x 4 A, 1 node x 4 B").rules("by_rank", "any").scheduling(quantum_s=60.0)
+    given.policies(elasticity="goodput").queue("own", 3, borrow=0).queue("default", 5)
+    for name, flavors, most in (("b", "B", 4), ("either", "AB", 2)):
+        group = Group("w", 1, tuple(Option(flavor, Resources(1000)) for flavor in flavors))
+        spec = Workload(name, name, "train", (group,), queue="own", min_size=1, max_size=most)
+        given.turn(*carried_out(given), facts.Submitted(given.now, spec))
+        given.after(300.0)
+    assert len(resizes(given, 80)) <= 3

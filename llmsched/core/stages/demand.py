@@ -5,6 +5,7 @@ Of work of fixed size that waits only what could start counts, so that a share i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import inf
 from typing import NamedTuple
@@ -203,10 +204,11 @@ class Demand:
             if trial.held(gang):
                 trial.hold(gang, ())
             trial.unpromise(gang)
-        room, found = Room(trial, rows), []
+        room, found = Room(trial, rows), list[Limit]()
         confined: dict[str | None, dict[str, None]] = {}
         queues = dict.fromkeys(gang.spec.queue for gang in sharing) if quota.enforced else {}
-        found += [self._of_quota(queue, sharing, flavors) for queue in queues]
+        for queue in queues:
+            found += self._of_quota(queue, sharing, flavors)
         for gang in sharing if len(flavors) > 1 else ():
             if len(only := _flavors_of(self._this.state, gang)) == 1:
                 confined.setdefault(only[0], {})[gang.id] = None
@@ -221,17 +223,25 @@ class Demand:
         trial.rollback(mark)
         return found
 
-    def _of_quota(self, queue: str, sharing: list[GangState], flavors: list[str | None]) -> Limit:
-        """What quota allows those of a queue, without what its fixed work would start on."""
+    def _of_quota(self, queue: str, sharing: list[GangState], flavors: list[str | None]) -> Iterator[Limit]:
+        """What quota allows those of a queue, without what its fixed work would start on: in all, and of each of its
+        rows those that can have no GPUs of another one."""
         quota = self._this.state.quota
-        names = {gang.id: None for gang in sharing if gang.spec.queue == queue}
-        rows = {quota.row_of(queue, flavor): flavor for flavor in flavors}
-        left = sum(max(0, quota.available(queue, flavor)) for flavor in rows.values())
-        rigid: dict[int, int] = {}
-        for row in self._fixed:
-            if row.spec.queue == queue and row.flavor in flavors:
-                rigid[row.spec.priority] = rigid.get(row.spec.priority, 0) + row.amount
-        return Limit(names, left - sum(rigid.values()), rigid)
+        mine = {gang.id: _flavors_of(self._this.state, gang) or flavors for gang in sharing if gang.spec.queue == queue}
+        rows: dict[str, list[str | None]] = {}
+        for flavor in flavors:
+            rows.setdefault(quota.row_of(queue, flavor), []).append(flavor)
+        parts = [[row] for row in rows] if len(rows) > 1 else []
+        for some in (*parts, [*rows]):
+            within = [flavor for row in some for flavor in rows[row]]
+            names = {name: None for name, each in mine.items() if all(flavor in within for flavor in each)}
+            left = sum(max(0, quota.available(queue, rows[row][0])) for row in some)
+            rigid: dict[int, int] = {}
+            for fixed in self._fixed:
+                if fixed.spec.queue == queue and fixed.flavor in within:
+                    rigid[fixed.spec.priority] = rigid.get(fixed.spec.priority, 0) + fixed.amount
+            if names:
+                yield Limit(names, left - sum(rigid.values()), rigid)
 
     def _limit(
         self, room: Room, names: dict[str, None], sharing: list[GangState], closed: Closed, flavors: list[str | None]

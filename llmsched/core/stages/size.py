@@ -306,7 +306,8 @@ def _entitled(trial: Trial, by_queue: dict[str, list[GangState]], capacity: int)
         elastic_now = sum(gang.gpus_milli() for gang in members if gang.is_active())
         use = state.use.get(name)
         rigid = (use.gpus_milli if use else 0) - elastic_now
-        more = sum(max(0, state.quota.available(name, flavor)) for flavor in _flavors(state, members))
+        rows = {state.quota.row_of(name, flavor): flavor for flavor in _flavors(state, members)}
+        more = sum(max(0, state.quota.available(name, flavor)) for flavor in rows.values())
         most[name] = min(demand[name], elastic_now + more)
         due = min(demand[name], max(0, promised.get(name, 0) - rigid))
         share[name] = (
