@@ -73,6 +73,8 @@ def _ask_for(world: World, gang: GangState, spec: Workload, size: int | None) ->
     waits = gang.id in world.waiting
     world.waiting.discard(gang)
     gang.spec, gang.wanted_size, gang.shape = spec, size, None
+    if gang.id in world.ledgers.graces:
+        world.ledgers.graces[gang.id] = spec.grace_s
     if waits:
         world.waiting.add(gang)
 

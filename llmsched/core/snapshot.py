@@ -290,6 +290,7 @@ def _charge(state: State, snapshot: Snapshot) -> None:
     """What is held and promised, in the ledgers of nodes, quota and queues."""
     state.ledgers.groups = {key: HoldingGroup() for key in snapshot.groups}
     held = [state.gangs[name] for name in state.holding]
+    state.ledgers.graces = {gang.id: gang.spec.grace_s for gang in held if gang.held}
     promised = [state.gangs[name] for name in state.nominated]
     for gang in (*held, *promised):  # on nodes first: the tree of quotas is then made with all of it
         placement = gang.held if gang.held or gang.nomination is None else gang.nomination.placement

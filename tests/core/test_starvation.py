@@ -415,3 +415,26 @@ def test_no_elastic_gang_becomes_smaller_for_one_that_would_delay_a_planned_star
     given.pending("head", 3).pending("other", 1).pending("short", 1, estimated_runtime_s=100.0)
     decided = given.turn().decisions
     assert decided == [Resize("elastic", 1), Nominate("short", 1)]
+
+
+@pytest.mark.parametrize("cpus", [0, 1000])
+@pytest.mark.parametrize("backfill", ["easy", "conservative"])
+def test_work_that_fits_beside_a_planned_start_on_another_of_its_nodes_starts_there(backfill: str, cpus: int) -> None:
+    """With CPUs, as all live work has them, a planned start is of places: the fullest node was in its way, and then all
+    of its nodes were left out at once."""
+    given = cluster("2 nodes x 4").scheduling(backfill=backfill)
+    each = Group("w", 1, (Option(None, Resources(1000, cpus)),))
+
+    def of(name: str, gpus: int, lasts: float, **more: Any) -> Workload:
+        sizes = {"min_size": gpus, "max_size": gpus}
+        return Workload(name, name, "train", (each,), estimated_runtime_s=lasts, **sizes, **more)
+
+    for name, gpus, lasts in (("fill", 2, 100.0), ("more", 1, 5.0), ("short", 2, 170.0), ("long", 3, 400.0)):
+        given.turn(facts.Submitted(given.now, of(name, gpus, lasts)))
+        given.after(1.0, facts.Bound(given.now, f"{name}/0", 1))
+        if name == "short":
+            given.after(1.0, facts.Finished(given.now, "more/0", 1, "succeeded"))
+    assert given.turn(facts.Submitted(given.now, of("head", 4, 40.0, priority=80))).decisions == []
+    given.after(10.0, facts.Finished(given.now, "fill/0", 1, "succeeded"))
+    assert given.turn().decisions == []
+    assert given.turn(facts.Submitted(given.now, of("beside", 1, 255.0))).decisions == [Launch("beside", 1)]

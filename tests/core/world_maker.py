@@ -263,9 +263,40 @@ class Rich(Maker):
         return replace(made, groups=tuple(groups), topology=near, min_size=low, max_size=low + self.pick(0, 0, 2))
 
 
-RICH = 4  # one world in so many
+class Unlike(Rich):
+    """GPUs that are not alike: options that ask for different numbers of them and say how fast they are at each size,
+    quotas of one flavor; and several reservations that come again, each in its own time."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        self.flavors = self.pick(["A", "B"], ["A", "B"], ["A", "B", "C"])
+
+    def reservation(self, name: str) -> Reservation:
+        made = super().reservation(name)
+        if made.nodes or self.often(0.3):
+            return made
+        cron, lasts = self.pick(("*/10 * * * *", 120.0), ("*/30 * * * *", 600.0), ("0 * * * *", 1200.0))
+        return replace(made, start=600.0, duration_s=lasts, repeat=cron)
+
+    def workload(self, name: str, takes: float) -> Workload:
+        made = super().workload(name, takes)
+        first = made.groups[0]
+        if len(made.groups) > 1 or self.often(0.4):
+            return made
+        sizes = range(made.min_size, made.max_size + 1)
+        options = []
+        for option in first.options:
+            fast, power = self.pick(0.5, 1.0, 1.0, 4.0), self.pick(0.5, 1.0)
+            curve = tuple((size, fast * (size / made.min_size) ** power) for size in sizes)
+            milli = option.resources.gpus_milli * self.pick(1, 1, 2)
+            options.append(option._replace(resources=option.resources._replace(gpus_milli=milli), speedup=curve))
+        return replace(made, groups=(replace(first, options=tuple(options)),))
+
+
+RICH, UNLIKE = 0, 2  # of four worlds
 
 
 def made(seed: int, plain: bool = False) -> World:
-    """`plain`: as all worlds were before there were rich ones."""
-    return (Maker if plain or seed % RICH else Rich)(seed).world()
+    """`plain`: as all worlds were before there were others."""
+    kinds = {RICH: Rich, UNLIKE: Unlike}
+    return (Maker if plain else kinds.get(seed % 4, Maker))(seed).world()

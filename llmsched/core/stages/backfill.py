@@ -41,6 +41,7 @@ from llmsched.core.workload import Placement
 PROTECTED = {"off": 0, "easy": 1, "conservative": 10}  # gangs with a planned start that nobody may delay
 LATER_LOOKS = 100  # gangs per queue and pass that are tried behind a protected one
 BETWEEN_WINDOWS_S = 600.0  # who begins between two windows though it must leave for the second has so long at least
+PLACES = 8  # looked at for one gang beside planned starts
 LOOK_AGAIN_S = 60.0  # while somebody is kept out, and everybody who runs should have ended before
 
 
@@ -424,12 +425,17 @@ def place_within(
             if not isinstance(beside, place.Refused) and calendar.hindered_by(gang, beside) is None:
                 return beside
         return found
-    with kept(trial, rows) as reserved:
-        beside = place.find(this, gang, size, only & ~(reserved | calendar.avoid()), explain=False, option=option)
-    if not isinstance(beside, place.Refused):
-        hindered = calendar.hindered_by(gang, beside)
-        if hindered is None:
+    tried, there = 0, found
+    for look in range(PLACES):  # it may fit beside them on another of their nodes; if not, on none of theirs
+        tried |= calendar.mask(there) if look < PLACES - 1 and not hindered.pool else calendar.avoid()
+        with kept(trial, rows) as reserved:
+            beside = place.find(this, gang, size, only & ~(reserved | tried), explain=False, option=option)
+        if isinstance(beside, place.Refused):
+            break
+        in_the_way = calendar.hindered_by(gang, beside)
+        if in_the_way is None:
             return beside
+        there, hindered = beside, in_the_way
     reason = calendar.would_delay(hindered)
     return place.Refused("order", reason.message, reason.counts)
 
