@@ -56,7 +56,7 @@ def test_a_gpu_that_is_left_over_stays_with_who_has_it(elasticity: str, gpus: in
         resizes(given, 1)
     assert len(resizes(given, 20)) <= 3
     assert sum(sizes(given)) == gpus
-    assert resizes(given, 100) == []
+    assert len(resizes(given, 100)) <= 6  # those that nobody knows come to the next level of service once
 
 
 def test_what_others_take_while_one_starts_is_not_taken_back_when_it_runs() -> None:

@@ -60,3 +60,19 @@ def test_whatever_is_offered_the_choice_misses_less_than_its_best_refused_step()
         assert sum(sizes.values()) + free == capacity and free >= 0
         refused = [o.gain for o in offers if sizes.get(o.gang, 0) <= o.low]
         assert knapsack.optimum(offers, capacity) - knapsack.worth(offers, sizes) <= max(refused, default=0.0) + 1e-6
+
+
+@pytest.mark.parametrize("most", [5, 6, 7, 8])
+def test_one_that_gains_the_same_by_each_gpu_has_as_many_as_there_are(most: int) -> None:
+    """What is believed where nobody says anything is a straight line: it was one step, to be had whole or not at all,
+    and where it did not fit all GPUs went to one that gained next to nothing by them."""
+    state = State()
+    state.apply(facts.NodeJoined(0.0, Node("n", Resources(8 * MILLI))))
+    flat = tuple((size, 1.0 + 0.004 * (size - 1)) for size in range(1, 9))
+    for name, high, curve in (("flat", 8, flat), ("line", most, ())):
+        group = Group("w", 1, (Option(None, Resources(MILLI), curve),))
+        spec = Workload(name, name, "train", (group,), estimated_runtime_s=20_000.0, max_size=high)
+        state.apply(facts.Submitted(0.0, spec))
+    policy = load(PolicyNames(elasticity="goodput")).elasticity
+    found = policy.share([state.gangs["flat/0"], state.gangs["line/0"]], 8, View(state))
+    assert found == {"line/0": min(most, 7), "flat/0": max(8 - most, 1)}

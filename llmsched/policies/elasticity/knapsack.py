@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 
+SAME = 1.0 + 1e-9  # slopes that differ by less are one
+
+
 class Offer(NamedTuple):
     """One step up a gang's hull, from size `low` to size `high`: it costs `gpus` and earns `gain` (weighted speed)."""
 
@@ -36,9 +39,11 @@ def take_best(offers: Sequence[Offer], capacity: float) -> tuple[dict[str, int],
 
 
 def hull(start: tuple[int, float], points: Sequence[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
+    """Those of (size, speed) that no two others are above of. Those on a line are all of it, so that one who gains the
+    same by each GPU may have some of them where all do not fit."""
     found = [start]
     for point in points:
-        while len(found) > 1 and _slope(found[-2], found[-1]) <= _slope(found[-1], point):
+        while len(found) > 1 and _slope(found[-2], found[-1]) * SAME < _slope(found[-1], point):
             found.pop()
         found.append(point)
     return tuple(found[1:])
