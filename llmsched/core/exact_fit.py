@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
@@ -50,26 +51,58 @@ def fits_exactly(trial: Trial, spec: Workload, placement: Placement) -> bool:
 
 def free_at_last(trial: Trial, open_to: Callable[[GangState], AbstractContextManager[int]]) -> dict[str, None]:
     """Nominated gangs all of whose promised places are free by now, in the order of the promises: whoever else is
-    promised something on the same nodes, or in the same quota, waits for victims of its own. `open_to`: what a gang may
-    start on, see `_open_to` of stages/redeem.py."""
+    promised something on the same nodes, or in the same quota, waits for victims of its own. What is free of the places
+    of an earlier one, and comes from none of its victims, is not taken by a later one meanwhile. `open_to`: what a gang
+    may start on, see `_open_to` of stages/redeem.py."""
     state = trial.state
     promised = [(state.gangs[name], state.gangs[name].nomination) for name in state.nominated]
-    able = [(gang, one.placement) for gang, one in promised if one and may_be_free(trial, gang.spec, one.placement)]
+    able = {gang.id for gang, one in promised if one and may_be_free(trial, gang.spec, one.placement)}
     ready: dict[str, None] = {}
     if not able:
         return ready
     mark = trial.mark()
     for name in state.nominated:
         trial.unpromise(state.gangs[name])
-    for gang, placement in able:
-        with open_to(gang) as only:
-            is_open = all(only >> state.nodes[placed.node].slot & 1 for placed in placement)
-            is_free = is_open and fits(trial, gang.spec, placement)
+    left = len(able)
+    for gang, nomination in promised:
+        if nomination is None:
+            continue
+        placement, is_free = nomination.placement, False
+        if gang.id in able:
+            left -= 1
+            with open_to(gang) as only:
+                is_open = all(only >> state.nodes[placed.node].slot & 1 for placed in placement)
+                is_free = is_open and fits(trial, gang.spec, placement)
         if is_free:
             trial.hold(gang, placement)
             ready[gang.id] = None
+        elif not left:
+            break
+        elif fits(trial, gang.spec, there := _of_no_victim(trial, gang)):
+            trial.hold(gang, there)
     trial.rollback(mark)
     return ready
+
+
+def _of_no_victim(trial: Trial, gang: GangState) -> Placement:
+    """Those of the places promised to a gang that none of its victims has still to let go."""
+    assert gang.nomination is not None
+    state, to_come = trial.state, dict[str, int]()
+    for name in gang.nomination.victims:
+        if (victim := state.gangs.get(name)) is None:
+            continue
+        leaves = name in state.vacating or name in trial.leaving
+        stays = () if leaves else trial.shrinking.get(name, victim.placement or ())
+        for placed in (Counter(victim.held) - Counter(stays)).elements():
+            to_come[placed.node] = to_come.get(placed.node, 0) + amount_of(victim.spec, placed).gpus_milli
+    there = []
+    for placed in gang.nomination.placement:
+        amount = amount_of(gang.spec, placed).gpus_milli
+        if to_come.get(placed.node, 0) >= amount:
+            to_come[placed.node] = to_come.get(placed.node, 0) - amount
+        else:
+            there.append(placed)
+    return tuple(there)
 
 
 def may_be_free(trial: Trial, spec: Workload, placement: Placement) -> bool:

@@ -50,6 +50,8 @@ class Exchanges:
         self._with: dict[str, dict[str, Exchange]] = {}
 
     def note(self, made: Exchange) -> None:
+        if made.gang == made.beneficiary:
+            return  # whatever a journal says, nobody is somebody else
         pair, turned = (made.gang, made.beneficiary), (made.beneficiary, made.gang)
         known = self._made.get(pair) or self._made.get(turned)
         if known is not None:

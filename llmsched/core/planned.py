@@ -6,6 +6,7 @@ before this one are kept.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
 from math import ceil, inf
@@ -82,7 +83,7 @@ def _with_option(
     mask = place.eligible(this.trial, spec, option)
     flavor = flavor_of(spec, option)
     counts = flavor is not None or len(state.capacity.by_flavor) <= 1 or not state.quota.enforced
-    fluid = counts and is_fluid(spec) and not promises and not windows.rows and not _has_shares(state)
+    fluid = counts and is_fluid(state, spec) and not promises and not windows.rows and not _has_shares(state)
     flavor = flavor or next(iter(state.capacity.by_flavor), None)
     timeline = timeline_for(this.trial, spec)
     if not _enough_ends(this.trial, mask, need - timeline.free_now(mask)):
@@ -193,11 +194,26 @@ def _has_shares(state: State) -> bool:
     return any(bundle.gpus_milli % MILLI for bundle in state.kinds)
 
 
-def is_fluid(spec: Workload) -> bool:
-    """Whether only the number of free GPUs matters: bundles of one GPU and nothing else, anywhere."""
+def is_fluid(state: State, spec: Workload) -> bool:
+    """Whether only the number of free GPUs matters: bundles of one GPU anywhere, and of whatever else they ask for, as
+    all who hold something do, so little that no node runs short of that before all of its GPUs are taken."""
     if len(spec.groups) != 1 or spec.topology != (None, None) or len(spec.groups[0].options) != 1:
         return False
-    return spec.groups[0].options[0].resources == ONE_GPU
+    each = spec.groups[0].options[0].resources
+    return each == ONE_GPU or (each.gpus_milli == MILLI and _is_plenty(state, [each, *state.kinds]))
+
+
+def _is_plenty(state: State, bundles: Iterable[Resources]) -> bool:
+    """Whether beside each GPU that such bundles leave free a node has all that one of them asks for with it."""
+    cpus = memory = 0.0  # at most, for a GPU
+    for each in bundles:
+        if each.custom or not each.gpus_milli:
+            return False
+        cpus, memory = max(cpus, each.cpus_milli / each.gpus_milli), max(memory, each.memory_bytes / each.gpus_milli)
+    return all(
+        total.gpus_milli * cpus <= total.cpus_milli and total.gpus_milli * memory <= total.memory_bytes
+        for _, total in state.capacity.kinds
+    )
 
 
 def _enough_ends(trial: Trial, mask: int, lacking: int) -> bool:
@@ -238,7 +254,7 @@ def leaves_room(trial: Trial, promise: Promise, placement: Placement, spec: Work
     if ends_at <= promise.start:
         return True
     if promise.pool:
-        return in_pool(trial, promise, placement, spec) <= promise.spare_milli
+        return _is_counted(trial, promise, spec) and in_pool(trial, promise, placement, spec) <= promise.spare_milli
     shared = dict.fromkeys(placed.node for placed in promise.placement)
     if not any(placed.node in shared for placed in placement):
         return True
@@ -273,6 +289,13 @@ def use_spare(trial: Trial, promise: Promise, placement: Placement, spec: Worklo
     """Work that was let in beside a promise takes from what it had to spare."""
     if promise.pool and ends_at > promise.start:
         promise.spare_milli -= in_pool(trial, promise, placement, spec)
+
+
+def _is_counted(trial: Trial, promise: Promise, spec: Workload) -> bool:
+    """Whether beside work that lasts until then it is still the number of GPUs alone that matters."""
+    each = promise.gang.spec.groups[0].options[0].resources
+    bundles = [option.resources for group in spec.groups for option in group.options]
+    return each == ONE_GPU or _is_plenty(trial.state, [each, *bundles])
 
 
 def in_pool(trial: Trial, promise: Promise, placement: Placement, spec: Workload) -> int:

@@ -278,6 +278,17 @@ def test_the_door_lets_nobody_through_twice_nor_for_a_reason_without_a_row() -> 
             evict.instead(this, told, older, None)
 
 
+def test_a_journal_in_which_one_was_evicted_for_itself_is_folded_to_its_end() -> None:
+    given = cluster("1 node x 1").running("a", 1)
+    given.state.apply(decisions.Preempt("a/0", 1, 0.0, "in_queue_rank", "a/0"))
+    with pytest.raises(Bug, match="may not be evicted"), Trial(given.state) as trial:
+        gang = given.state.gangs["a/0"]
+        evict.evict(Pass(trial, load(given.names)), gang, evict.RANK, None, gang)
+    for fact in (facts.Released(1.0, "a/0", 1), facts.Cancelled(2.0, "a", "ann")):
+        given.turn(fact)
+    assert given.phase("a") == "cancelled"
+
+
 def test_nobody_is_moved_together_onto_what_others_have_reserved() -> None:
     """It was moved to a reserved GPU for one that then was not let start where it had been, as the reservation took
     that GPU instead; so it went back, and was moved again 49 times."""

@@ -11,7 +11,7 @@ import pytest
 from ledger import Given, Launch, cluster
 
 from llmsched.core import decisions, facts, lane
-from llmsched.core.configuration import PreemptionRules
+from llmsched.core.configuration import PreemptionRules, Queue, Quota
 from llmsched.core.lane import PART, PATIENCE, SHARE, due, part_s
 from llmsched.core.nodes import Node
 from llmsched.core.scheduler import decide, turn
@@ -20,7 +20,7 @@ from llmsched.core.snapshot import freeze, thaw
 from llmsched.core.stages.place import Refused, find
 from llmsched.core.state import State
 from llmsched.core.trial import Trial
-from llmsched.core.workload import Group, Option, Placement, Resources, Workload
+from llmsched.core.workload import Group, Option, Placement, Resources, Topology, Workload
 from llmsched.policies.registry import load
 
 HOLD_S = 600.0
@@ -348,6 +348,44 @@ def test_of_those_held_for_who_asks_for_what_its_queue_owns_comes_before_an_olde
     stream = Stream(given, sorted(jobs, key=lambda job: job[0]))
     assert stream.until("large/0", 2500.0) is not None
     assert stream.starts["large/0"][0] <= 300.0 + HOLD_S + 2 * 60.0
+
+
+def test_nobody_is_evicted_for_itself() -> None:
+    """One that was to grow was a victim in the same ranking, and so was taken to leave for itself; the fact of its end
+    could then not be folded any more."""
+
+    def of(name: str, queue: str, low: int, most: int, priority: int = 50, **more: Any) -> Workload:
+        sizes = {"min_size": low, "max_size": most, "priority": priority, "queue": queue}
+        return Workload(name, name, "train", (Group("w", low, (Option(None, Resources(1000)),)),), **sizes, **more)
+
+    given = Given(
+        [Node(f"n{number}", Resources(gpus), None, (), f"n{number}") for number, gpus in ((0, 4000), (1, 2000))]
+    )
+    given.policies(ordering="shortest_remaining", elasticity="even")
+    given.queues += [Queue(name, "all", (("*", Quota(gpus)),)) for name, gpus in (("a", 1000), ("b", 0), ("c", 1000))]
+    given.scheduling(
+        preemption=PreemptionRules("by_rank", "any"), hold_after_s=300.0, quantum_s=60.0, restart_cost_s=0.0
+    )
+    one, curve = Topology("node"), ((2, 1.7), (4, 2.5))
+    serve = Workload("s", "s", "serve", (Group("w", 1, (Option(None, Resources(1000)),)),), queue="c")
+    jobs = [
+        (183.0, serve),
+        (300.1, of("wide", "b", 1, 2, 80, topology=one)), (307.9, of("fix", "a", 2, 2, 80, topology=one)),
+        (659.5, of("low", "a", 2, 5, 20, speedup=curve)), (781.3, of("two", "c", 2, 2, 20)),
+        (975.5, of("grows", "c", 1, 7, speedup=curve)),
+    ]  # fmt: skip
+    stream = Stream(given, [(at, job, 1e6) for at, job in jobs])
+    evicted: list[tuple[str, str]] = []
+    carry_out = stream._carry_out
+
+    def watched(at: float, decision: Any) -> None:
+        if isinstance(decision, decisions.Preempt):
+            evicted.append((decision.gang, decision.beneficiary))
+        carry_out(at, decision)
+
+    stream._carry_out = watched  # type: ignore[method-assign]
+    stream.until("none", 2100.0)
+    assert evicted and all(gang != beneficiary for gang, beneficiary in evicted)
 
 
 def test_who_had_waited_long_runs_its_part_before_it_is_evicted_again() -> None:

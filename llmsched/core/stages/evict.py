@@ -1,8 +1,8 @@
 """The one door through which gangs are evicted. Nothing else makes a `Preempt`; a test reads the source for it.
 
-For somebody else a gang leaves only if the two have not exchanged a place before: exchanges.py has the proof that
-evictions end so. Whoever looks for victims leaves those out (`may`); the door refuses them all the same. A new reason
-for evictions is a row of one of the two tables, and so on one of the two sides of the proof.
+For somebody else, never itself, a gang leaves only if the two have not exchanged a place before: exchanges.py has the
+proof that evictions end so. Whoever looks for victims leaves those out (`may`); the door refuses them all the same. A
+new reason for evictions is a row of one of the two tables, and so on one of the two sides of the proof.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ FOR_NOBODY = frozenset({FASTER, RESERVATION, "node_lost", "stale_gang", "superse
 
 
 def may(this: Pass, gang: GangState, beneficiary: GangState) -> bool:
-    """Whether it may be evicted for that one, as far as the places count that gangs have exchanged."""
-    return gang.id not in this.exchanged_with(beneficiary)
+    """Whether it may be evicted for that one, as far as the places count that gangs have exchanged: not for itself."""
+    return gang is not beneficiary and gang.id not in this.exchanged_with(beneficiary)
 
 
 def evict(

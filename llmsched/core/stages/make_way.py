@@ -280,6 +280,8 @@ def _grow(
     """Those of them that find something, which they hold from now on in the trial."""
     trial, found = this.trial, list[GangState]()
     for gang, target in growers:
+        if not trial.held(gang):
+            continue  # it is one of the victims
         extra = None
         with _where_they_are(trial, staying.stay_for(gang)):
             for size in (size for size in reversed(allowed_sizes(gang.spec)) if gang.size < size <= target):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-
 SAME = 1.0 + 1e-9  # slopes that differ by less are one
 
 
