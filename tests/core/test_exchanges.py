@@ -284,7 +284,7 @@ def test_a_journal_in_which_one_was_evicted_for_itself_is_folded_to_its_end() ->
     with pytest.raises(Bug, match="may not be evicted"), Trial(given.state) as trial:
         gang = given.state.gangs["a/0"]
         evict.evict(Pass(trial, load(given.names)), gang, evict.RANK, None, gang)
-    for fact in (facts.Released(1.0, "a/0", 1), facts.Cancelled(2.0, "a", "ann")):
+    for fact in (facts.Cancelled(1.0, "a", "ann"), facts.Released(2.0, "a/0", 1)):
         given.turn(fact)
     assert given.phase("a") == "cancelled"
 
