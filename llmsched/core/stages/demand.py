@@ -206,9 +206,11 @@ class Demand:
             trial.unpromise(gang)
         room, found = Room(trial, rows), list[Limit]()
         confined: dict[str | None, dict[str, None]] = {}
-        queues = dict.fromkeys(gang.spec.queue for gang in sharing) if quota.enforced else {}
-        for queue in queues:
-            found += self._of_quota(queue, sharing, flavors)
+        by_queue: dict[str, list[GangState]] = {}
+        for gang in sharing if quota.enforced else ():
+            by_queue.setdefault(gang.spec.queue, []).append(gang)
+        for queue, gangs in by_queue.items():
+            found += self._of_quota(queue, gangs, flavors)
         for gang in sharing if len(flavors) > 1 else ():
             if len(only := _flavors_of(self._this.state, gang)) == 1:
                 confined.setdefault(only[0], {})[gang.id] = None
@@ -223,11 +225,11 @@ class Demand:
         trial.rollback(mark)
         return found
 
-    def _of_quota(self, queue: str, sharing: list[GangState], flavors: list[str | None]) -> Iterator[Limit]:
+    def _of_quota(self, queue: str, gangs: list[GangState], flavors: list[str | None]) -> Iterator[Limit]:
         """What quota allows those of a queue, without what its fixed work would start on: in all, and of each of its
         rows those that can have no GPUs of another one."""
         quota = self._this.state.quota
-        mine = {gang.id: _flavors_of(self._this.state, gang) or flavors for gang in sharing if gang.spec.queue == queue}
+        mine = {gang.id: _flavors_of(self._this.state, gang) or flavors for gang in gangs}
         rows: dict[str, list[str | None]] = {}
         for flavor in flavors:
             rows.setdefault(quota.row_of(queue, flavor), []).append(flavor)

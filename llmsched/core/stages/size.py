@@ -84,18 +84,20 @@ def _share_out(
         by_queue.setdefault(gang.spec.queue if state.quota.enforced else "", []).append(gang)
     for queue, amount in _entitled_within(this.trial, by_queue, capacity, limits).items():
         members = by_queue[queue]
-        if not by_rank and not limits and (least := _least_of_all(state, members, amount)) is not None:
+        if not by_rank and (least := _least_of_all(state, members, amount)) is not None:
             plan.sizes.update(least)
             continue
-        left, bounds = amount, [(limit.of(members), limit.most(-inf)) for limit in limits]
+        ids = {gang.id for gang in members}
+        mine = [limit for limit in limits if not ids.isdisjoint(limit.names)]
+        left, bounds = amount, [(limit.of(members), limit.most(-inf)) for limit in mine]
         for tier, lower in _tiers(members):
             below = tier[0].spec.priority if by_rank else -inf
             kept = [] if by_rank else [gang for gang in lower if gang.is_active()]
             theirs = demand.rigid_of(flavors, below)
-            most = [(limit.of(tier), limit.most(below)) for limit in limits]
+            most = [(limit.of(tier), limit.most(below)) for limit in mine]
             asked = [
                 (bound, most - _all_least_milli(state, limit.of(kept)))
-                for limit, (bound, most) in zip(limits, most, strict=True)
+                for limit, (bound, most) in zip(mine, most, strict=True)
             ]
             for name, size in _shares(this, tier, left + theirs - _all_least_milli(state, kept), asked).items():
                 gang = state.gangs[name]
@@ -105,7 +107,7 @@ def _share_out(
                 for those, amount_there in [*most, (tier, max(0, left + theirs))]:
                     _cut(this, those, amount_there, may_rest=is_behind)
             left -= _given_milli(this, tier)
-            for limit in limits:
+            for limit in mine:
                 limit.left -= _given_milli(this, limit.of(tier))
         if not by_rank:
             for those, amount_there in [*bounds, (members, amount)]:
@@ -137,10 +139,14 @@ def _shares(
     """What the policy gives them of the capacity, in sizes. Of those that cannot have all of it, no more than there is
     for them: they share that, and the others all the rest."""
     policy = this.policies.elasticity
+    capacity = min((capacity, *(most for bound, most in bounds if len(bound) == len(gangs))))
     sizes = dict(policy.share(gangs, max(0, capacity) // MILLI, this.view))
     for bound, most in bounds:
+        if len(bound) == len(gangs):
+            continue
         if sum(sizes.get(gang.id, 0) * _bundle_milli(this.state, gang) for gang in bound) > most:
-            others = [gang for gang in gangs if gang not in bound]
+            names = {gang.id for gang in bound}
+            others = [gang for gang in gangs if gang.id not in names]
             sizes |= policy.share(bound, max(0, most) // MILLI, this.view)
             if others:
                 sizes |= policy.share(others, max(0, capacity - most) // MILLI, this.view)
@@ -192,7 +198,8 @@ def _give_the_owed(
             bounds, taken = demand.limits(flavors, sharing), _all_least_milli(this.state, given)
             for limit in bounds:
                 limit.left -= _given_milli(this, limit.of(higher)) + _all_least_milli(this.state, limit.of(given))
-            others = [gang for gang in sharing if gang not in given and gang not in higher]
+            known = {gang.id for gang in (*given, *higher)}
+            others = [gang for gang in sharing if gang.id not in known]
             _share_out(this, others, max(0, left - taken), True, demand, flavors, bounds)
         plan.sizes.update((gang.id, nearest(gang, gang.spec.min_size)) for gang in given)
 
