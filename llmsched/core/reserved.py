@@ -3,11 +3,11 @@
 What it takes is a fact of the journal (`decisions.Assign`). If it followed from who holds what, whoever starts, leaves
 or is moved would move it, onto those for whom others have just made way; and the same one would leave again and again.
 It is decided anew where it has become impossible: a node is gone, or something is there that nobody can move; and where
-fewer would have to leave for it, more of it is what its holder has, or it would lie there if nobody held anything:
-each time that is strictly better for all reservations together. From the moment on in which people may be told to leave
-for it, until its window closes, it stays where it is unless it finds more, or what its holder has elsewhere and nobody
-has to leave: or who starts on what others have just left would move it, onto those that are to leave next. So a window
-tells each of its guests once. What is promised to somebody is no part of it unless there is not enough otherwise.
+it finds more, or what its holder has elsewhere and nobody has to leave. Shortly before people are told to leave for it,
+it goes where fewer would have to, or where it would lie if nobody held anything: each time that is strictly better for
+all reservations together. From then on until its window closes it stays: or who starts on what others have just left
+would move it, onto those that are to leave next. So a window tells each of its guests once. What is promised to
+somebody is no part of it unless there is not enough otherwise.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from llmsched.core.presence import Presence, There
 from llmsched.core.reservation import meet, window
 from llmsched.core.resources import MILLI
 from llmsched.core.trial import Trial
+
+LOOKED_AT_S = 60.0  # before anybody is told to leave, besides as long as that takes
 
 
 class Row(NamedTuple):
@@ -119,7 +121,7 @@ def decided(trial: Trial) -> dict[str, Taken]:
         or trial.shrinking
         or trial.withdrawn
     )
-    known = (state.causes, state.places, tuple(spans.values()), _are_cleared(trial, spans))
+    known = (state.causes, state.places, tuple(spans.values()), _settled(trial, spans))
     memo = state.memo.get("reserved") if is_fresh else None
     if memo is not None and memo[0] == known:
         found: dict[str, Taken] = memo[1]
@@ -140,11 +142,22 @@ def spans_of(trial: Trial, reservations: tuple[Reservation, ...] | None = None) 
     return {each.name: (each, span) for each, span in spans if span is not None}
 
 
-def _are_cleared(trial: Trial, spans: Spans) -> tuple[str, ...]:
-    """Those that are open, or for which somebody may have been told to leave."""
-    least = min((opens for _, (opens, _) in spans.values()), default=inf)
-    grace_s = max(trial.state.ledgers.graces.values(), default=0.0) if least < inf else 0.0
-    return tuple(name for name, (_, (opens, _)) in spans.items() if opens - grace_s <= trial.now)
+def looked_at_ahead_s(trial: Trial) -> float:
+    """So many seconds before a window opens its reservation begins to go to where fewer would have to leave. Earlier who
+    comes and goes would move it to and fro for nobody's sake; once people are told to leave for it, it stays."""
+    return 2 * _grace_s(trial) + LOOKED_AT_S
+
+
+def _grace_s(trial: Trial) -> float:
+    return max(trial.state.ledgers.graces.values(), default=0.0)
+
+
+def _settled(trial: Trial, spans: Spans) -> tuple[str, ...]:
+    """Those that go nowhere for the sake of guests: they open much later, or somebody may have been told to leave."""
+    if not spans:
+        return ()
+    is_told, is_far = trial.now + _grace_s(trial), trial.now + looked_at_ahead_s(trial)
+    return tuple(name for name, (_, (opens, _)) in spans.items() if opens <= is_told or opens > is_far)
 
 
 def takes(trial: Trial, spans: Spans) -> dict[str, Taken]:
@@ -190,7 +203,7 @@ class _Cases:
 
     def __init__(self, trial: Trial, spans: Spans) -> None:
         self.trial, self.spans = trial, spans
-        self._cleared = _are_cleared(trial, spans)
+        self._settled = _settled(trial, spans)
         self._presence = Presence(trial, {name: (each, span[0]) for name, (each, span) in spans.items()})
         self._offers: dict[tuple[int, int], _Offers] = {}
 
@@ -223,10 +236,10 @@ class _Cases:
         return found
 
     def chosen(self, name: str, rows: list[Row]) -> Taken:
-        """What would be best for it beside those before it, and those that are being cleared, which stay."""
-        if name in self._cleared:
+        """What would be best for it beside those before it, and those that stay."""
+        if name in self._settled:
             return self.kept(name, rows)
-        return self._chosen(self.case(name, [*rows, *self._later(name, self._cleared)]))
+        return self._chosen(self.case(name, [*rows, *self._later(name, self._settled)]))
 
     def _chosen(self, case: _Case) -> Taken:
         return _chosen(self.trial, case, self.offers(case))
@@ -247,7 +260,7 @@ class _Cases:
 
     def _is_better(self, name: str, case: _Case, found: Taken, before: Taken) -> bool:
         new, old = _trouble(self.trial, found, case), _trouble(self.trial, before, case)
-        if name not in self._cleared:
+        if name not in self._settled:
             return new < old
         return new.gpus < old.gpus or (new.gpus == old.gpus and not new.leave and new.theirs < old.theirs)
 

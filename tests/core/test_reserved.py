@@ -78,8 +78,24 @@ def test_it_takes_others_where_fewer_would_have_to_leave() -> None:
     said(given)
     [(first, _)] = taken(given)["booked0"]
     [other] = [gang for gang in given.state.gangs.values() if gang.held[0].node != first]
-    assert said(given, facts.Finished(5.0, other.id, 1, "succeeded")) == ["booked0"]
+    assert said(given, facts.Finished(5.0, other.id, 1, "succeeded")) == [], "long before, nobody leaves for it"
+    until = given.turn().plan.wake_at
+    assert until is not None and until < FAR - other.spec.grace_s
+    assert said(given.after(until - given.now)) == ["booked0"]
     assert taken(given) != {"booked0": ((first, 4),)}
+
+
+def test_long_before_its_window_it_does_not_follow_who_comes_and_goes() -> None:
+    """It moved each time a job of a minute began, and with it those whom it kept out: an elastic gang grew onto what it
+    had left, and gave that back in the next second."""
+    given = cluster("2 nodes x 4").reserve(FAR, 600.0, "ann", gpus=4).pending("big", 1, (2, 8)).settle()
+    for number in range(20):
+        given.pending(f"s{number}", 1)
+    seen = {}
+    for number in range(20):
+        plan = given.settle().after(60.0).turn(facts.Finished(given.now, f"s{number}/0", 1, "succeeded")).plan
+        seen[tuple(taken(given).items())] = plan
+    assert len(seen) == 1
 
 
 def test_it_follows_its_holder_where_nobody_leaves_for_that() -> None:

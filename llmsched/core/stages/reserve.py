@@ -1,5 +1,6 @@
 """Reservations of so many GPUs take theirs: once, and others only where reserved.py says so. Each, whether it takes
-something or finds nothing, is looked at when its window opens and when it closes: what others take goes by that too."""
+something or finds nothing, is looked at when its window opens and when it closes: what others take goes by that too;
+and before anybody is told to leave for it."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from llmsched.core.configuration import Reservation
 from llmsched.core.decisions import Assign
 from llmsched.core.message import RESERVATION, Message, Ref, say
 from llmsched.core.reservation import is_holder
-from llmsched.core.reserved import decided, lacks, spans_of, taken_before
+from llmsched.core.reserved import decided, lacks, looked_at_ahead_s, spans_of, taken_before
 from llmsched.core.resources import MILLI
 from llmsched.core.scheduling_pass import Pass
 
@@ -16,8 +17,9 @@ def run(this: Pass) -> None:
     trial = this.trial
     if not trial.state.configuration.reservations:
         return
-    for _, span in spans_of(trial).values():
-        for moment in span:
+    ahead_s = looked_at_ahead_s(trial)
+    for reservation, (opens, closes) in spans_of(trial).values():
+        for moment in (*(() if reservation.nodes else (opens - ahead_s,)), opens, closes):
             this.plan.wake(moment)
     for name, taken in decided(trial).items():
         if trial.state.taken.get(name) != taken:
