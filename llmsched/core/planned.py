@@ -17,7 +17,7 @@ from llmsched.core.kept_quota import KeptQuota, need_by_row
 from llmsched.core.message import About, Message, say, workload
 from llmsched.core.records import GangState, amount_of, gpus_of
 from llmsched.core.reserved import Row
-from llmsched.core.resources import MILLI, Resources
+from llmsched.core.resources import MILLI, ZERO, Resources
 from llmsched.core.run_times import presumed_end, presumed_s, runtime_s
 from llmsched.core.scheduling_pass import Pass, There
 from llmsched.core.stages import place
@@ -205,11 +205,10 @@ def is_fluid(state: State, spec: Workload) -> bool:
 
 def _is_plenty(state: State, bundles: Iterable[Resources]) -> bool:
     """Whether beside each GPU that such bundles leave free a node has all that one of them asks for with it."""
-    cpus = memory = 0.0  # at most, for a GPU
-    for each in bundles:
-        if each.custom or not each.gpus_milli:
-            return False
-        cpus, memory = max(cpus, each.cpus_milli / each.gpus_milli), max(memory, each.memory_bytes / each.gpus_milli)
+    bundles = [*bundles]
+    if any(each.custom or not each.gpus_milli for each in bundles):
+        return False
+    cpus, memory = _most_for_a_gpu(bundles)
     return all(
         total.gpus_milli * cpus <= total.cpus_milli and total.gpus_milli * memory <= total.memory_bytes
         for _, total in state.capacity.kinds
@@ -254,7 +253,7 @@ def leaves_room(trial: Trial, promise: Promise, placement: Placement, spec: Work
     if ends_at <= promise.start:
         return True
     if promise.pool:
-        return _is_counted(trial, promise, spec) and in_pool(trial, promise, placement, spec) <= promise.spare_milli
+        return in_pool(trial, promise, placement, spec) <= promise.spare_milli
     shared = dict.fromkeys(placed.node for placed in promise.placement)
     if not any(placed.node in shared for placed in placement):
         return True
@@ -291,14 +290,31 @@ def use_spare(trial: Trial, promise: Promise, placement: Placement, spec: Worklo
         promise.spare_milli -= in_pool(trial, promise, placement, spec)
 
 
-def _is_counted(trial: Trial, promise: Promise, spec: Workload) -> bool:
-    """Whether beside work that lasts until then it is still the number of GPUs alone that matters."""
-    each = promise.gang.spec.groups[0].options[0].resources
-    bundles = [option.resources for group in spec.groups for option in group.options]
-    return each == ONE_GPU or _is_plenty(trial.state, [each, *bundles])
-
-
 def in_pool(trial: Trial, promise: Promise, placement: Placement, spec: Workload) -> int:
-    """Thousandths of GPUs of a placement on the nodes that the planned start may use."""
+    """Thousandths of GPUs of a placement on the nodes that the planned start may use, and of those that are of no use
+    there as it takes so much CPU or memory beside its own."""
     nodes = trial.state.nodes
-    return gpus_of(spec, tuple(placed for placed in placement if promise.pool >> nodes[placed.node].slot & 1))
+    inside = tuple(placed for placed in placement if promise.pool >> nodes[placed.node].slot & 1)
+    taken = gpus_of(spec, inside)
+    if promise.gang.spec.groups[0].options[0].resources == ONE_GPU:
+        return taken
+    cpus, memory = _most_for_a_gpu([promise.gang.spec.groups[0].options[0].resources, *trial.state.kinds])
+    on_nodes: dict[str, Resources] = {}
+    for placed in inside:
+        on_nodes[placed.node] = on_nodes.get(placed.node, ZERO).plus(amount_of(spec, placed))
+    for name, amount in on_nodes.items():
+        left = nodes[name].node.total.minus(amount)
+        usable = min(left.gpus_milli, *_quotients((left.cpus_milli, cpus), (left.memory_bytes, memory)))
+        taken += left.gpus_milli - max(0, int(usable))
+    return taken
+
+
+def _most_for_a_gpu(bundles: Iterable[Resources]) -> tuple[float, float]:
+    """CPUs and memory that any of these has for each thousandth of a GPU, at most."""
+    with_gpus = [each for each in bundles if each.gpus_milli]
+    cpus = max((each.cpus_milli / each.gpus_milli for each in with_gpus), default=0.0)
+    return cpus, max((each.memory_bytes / each.gpus_milli for each in with_gpus), default=0.0)
+
+
+def _quotients(*pairs: tuple[float, float]) -> list[float]:
+    return [amount / each if each else inf for amount, each in pairs]

@@ -143,8 +143,8 @@ def spans_of(trial: Trial, reservations: tuple[Reservation, ...] | None = None) 
 
 
 def looked_at_ahead_s(trial: Trial) -> float:
-    """So many seconds before a window opens its reservation begins to go to where fewer would have to leave. Earlier who
-    comes and goes would move it to and fro for nobody's sake; once people are told to leave for it, it stays."""
+    """So many seconds before a window opens its reservation begins to go to where fewer would have to leave. Earlier
+    who comes and goes would move it to and fro for nobody's sake; once people are told to leave for it, it stays."""
     return 2 * _grace_s(trial) + LOOKED_AT_S
 
 

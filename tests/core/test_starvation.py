@@ -438,3 +438,27 @@ def test_work_that_fits_beside_a_planned_start_on_another_of_its_nodes_starts_th
     given.after(10.0, facts.Finished(given.now, "fill/0", 1, "succeeded"))
     assert given.turn().decisions == []
     assert given.turn(facts.Submitted(given.now, of("beside", 1, 255.0))).decisions == [Launch("beside", 1)]
+
+
+@pytest.mark.parametrize(
+    ("each", "starts"),
+    [
+        (Option(None, Resources(0, 4000)), True),
+        (Option("B", Resources(1000, 30_000)), True),
+        (Option("A", Resources(1000, 30_000)), False),
+        (Option("A", Resources(0, 62_000)), False),
+        (Option("A", Resources(0, 50_000)), True),
+    ],
+)
+def test_beside_a_start_planned_by_number_what_takes_cpus_is_kept_out_where_it_would_delay_it_alone(
+    each: Option, starts: bool
+) -> None:
+    """What asks for many CPUs for its GPUs, or for no GPU, was kept out everywhere: on nodes of other flavors too."""
+    given = cluster("1 node x 4 A, 1 node x 4 B").running("old", 2, flavor="A", estimated_runtime_s=3000.0)
+    head = Group("w", 1, (Option("A", Resources(1000, 1000)),))
+    given.turn(facts.Submitted(given.now, Workload("head", "head", "train", (head,), min_size=4, max_size=4)))
+    given.after(HOLD_S + 1.0).turn()
+    job = Workload("job", "job", "train", (Group("w", 1, (each,)),))
+    assert given.turn(facts.Submitted(given.now, job)).decisions == (
+        [Launch("job", each.resources.gpus_milli / 1000)] * starts
+    )
