@@ -185,3 +185,20 @@ def test_what_a_quota_of_any_flavor_leaves_is_there_once() -> None:
         given.turn(*carried_out(given), facts.Submitted(given.now, spec))
         given.after(300.0)
     assert len(resizes(given, 80)) <= 3
+
+
+@pytest.mark.parametrize(("of_b", "owns"), [(4, 0), (12, 12)])
+def test_gpus_that_its_queue_may_have_none_of_make_no_share_larger(of_b: int, owns: int) -> None:
+    """Those of A, of which no quota gives anybody any, were counted into what an elastic gang of "A, B" is due: so it
+    took all of B, also what fixed work of another queue, which waited with it, would have started on."""
+    given = cluster(f"1 node x 4 A, 1 node x {of_b} B").scheduling(hold_after_s=0.0)
+    given.queues += [
+        Queue(name, quotas=(("A", Quota(0, 0)), ("B", Quota(own * 1000)))) for name, own in (("a", of_b), ("b", owns))
+    ]
+    either = tuple(Option(flavor, Resources(1000)) for flavor in "AB")
+    given.running("rest", 1, flavor="B", queue="a").now += 1.0
+    grows = Workload("e", "e", "train", (Group("w", 1, either),), queue="b", min_size=1, max_size=of_b)
+    given.state.apply(facts.Submitted(given.now, grows))
+    given.state.apply(facts.Submitted(given.now, Workload("f", "f", "train", (Group("w", 1, either),), queue="a")))
+    resizes(given, 3)
+    assert sizes(given) == [1, of_b - 2, 1]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import NamedTuple
 
-from llmsched.core.amounts import flavor_of, flavors_of, need_milli
+from llmsched.core.amounts import flavor_of, need_milli, options_of
 from llmsched.core.possible import able_options, option_of
 from llmsched.core.records import GangState, amount_of, size_of
 from llmsched.core.room import OPEN, Closed, Room
@@ -205,23 +205,33 @@ class Demand:
                 trial.hold(gang, ())
             trial.unpromise(gang)
         room, found = Room(trial, rows), list[Limit]()
-        confined: dict[str | None, dict[str, None]] = {}
         by_queue: dict[str, list[GangState]] = {}
         for gang in sharing if quota.enforced else ():
             by_queue.setdefault(gang.spec.queue, []).append(gang)
-        for queue, gangs in by_queue.items():
-            found += self._of_quota(queue, gangs, flavors)
-        for gang in sharing if len(flavors) > 1 else ():
-            if len(only := _flavors_of(self._this.state, gang)) == 1:
-                confined.setdefault(only[0], {})[gang.id] = None
-        for flavor, names in confined.items():
-            found.append(self._limit(room, names, sharing, OPEN, [flavor]))
+        found += self._of_quotas(by_queue, flavors)
+        may_have = {gang.id: {*_flavors_of(self._this.state, gang)} for gang in sharing} if len(flavors) > 1 else {}
+        for some in dict.fromkeys(map(frozenset, may_have.values())):
+            if some and not some.issuperset(flavors):
+                names = {name: None for name, each in may_have.items() if each and each <= some}
+                within = [flavor for flavor in flavors if flavor in some]
+                found.append(self._limit(room, names, sharing, OPEN, within))
         closed_to = {gang.id: self._calendar.closed_to(gang) for gang in sharing}
         alone = [(number,) for closed in closed_to.values() for number in closed]
         for closed in dict.fromkeys((*alone, *closed_to.values())):
             if closed:
                 names = {name: None for name, each in closed_to.items() if all(number in each for number in closed)}
                 found.append(self._limit(room, names, sharing, closed, flavors))
+        trial.rollback(mark)
+        return found
+
+    def _of_quotas(self, by_queue: dict[str, list[GangState]], flavors: list[str | None]) -> list[Limit]:
+        """Fixed work of other queues takes of what one may borrow as well."""
+        trial, found = self._this.trial, list[Limit]()
+        mark = trial.mark()
+        for name, placement in self._this.plan.would_start.items() if by_queue else ():
+            trial.hold(self._this.state.gangs[name], placement)
+        for queue, gangs in by_queue.items():
+            found += self._of_quota(queue, gangs, flavors)
         trial.rollback(mark)
         return found
 
@@ -242,8 +252,9 @@ class Demand:
             for fixed in self._fixed:
                 if fixed.spec.queue == queue and fixed.flavor in within:
                     rigid[fixed.spec.priority] = rigid.get(fixed.spec.priority, 0) + fixed.amount
+                    left -= 0 if fixed.placement else fixed.amount  # what has a place is charged already
             if names:
-                yield Limit(names, left - sum(rigid.values()), rigid)
+                yield Limit(names, left, rigid)
 
     def _limit(
         self, room: Room, names: dict[str, None], sharing: list[GangState], closed: Closed, flavors: list[str | None]
@@ -264,5 +275,10 @@ def _flavors_of(state: State, gang: GangState) -> list[str | None]:
     """Of which it can have GPUs: who runs grows where it is, who waits may go wherever one of its options does."""
     if gang.held:
         return [*dict.fromkeys(state.nodes[placed.node].node.flavor for placed in gang.held)]
-    named = [*dict.fromkeys(flavors_of(gang.spec))]
-    return [] if None in named else named
+    able = able_options(state, gang.shape) if gang.shape is not None else options_of(gang.spec)
+    named = [*dict.fromkeys(flavor_of(gang.spec, option) for option in able)]
+    if not state.quota.enforced:
+        return [] if None in named else named
+    mine = [*state.capacity.by_flavor] if None in named else named
+    branches = ((flavor, state.quota.branch(gang.spec.queue, flavor)) for flavor in mine)
+    return [flavor for flavor, branch in branches if branch is not None and branch.most() > 0]
