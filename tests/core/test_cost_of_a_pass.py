@@ -379,15 +379,22 @@ def test_where_shares_are_levelled_who_could_take_nothing_looks_at_no_victims(mo
         given.pending(f"w{number}", 1 + number // 8, queue=f"q{number % 8}")
     given.turn()
     looked, allowed = [0], victims.allowed
+    asked, find = list[str](), place.find
 
     def counted(eligible: Any, rules: Any) -> Any:
         looked[0] += len(eligible)
         return allowed(eligible, rules)
 
+    def noted(this: Any, gang: GangState, *more: Any, **options: Any) -> Any:
+        asked.append(gang.workload_id)
+        return find(this, gang, *more, **options)
+
     monkeypatch.setattr(victims, "allowed", counted)
+    monkeypatch.setattr(place, "find", noted)
     given.after(1.0)
     assert len(given.turn(facts.Finished(given.now, "r0/0", 1, "succeeded")).decisions) == 1
     assert looked[0] <= 4 * 32, "64 classes, 32 who run"
+    assert len({*asked}) <= 8
 
 
 def waiting_elastic(**knobs: Any) -> Given:

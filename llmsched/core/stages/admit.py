@@ -132,6 +132,9 @@ class Admission:
                 self.calendar.settled(gang)
                 if self.takes:
                     line.rejoin()
+                    if self.unasked.shares is not None and line.passed_over:  # who starts may be theirs to take
+                        self.is_late = True
+                        self.refused_to.update((each.serial, each) for each in line.passed_over)
                 self._tell_promised(gang)
             else:
                 self._stand_back(gang, shape, line)

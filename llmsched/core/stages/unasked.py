@@ -17,7 +17,7 @@ from llmsched.core.rules import Rules, is_on
 from llmsched.core.run_times import runtime_s
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.shapes import Shape, Stamp
-from llmsched.core.stages import guarantee, place, preempt, rank
+from llmsched.core.stages import guarantee, place, preempt, rank, victims
 from llmsched.core.stages.backfill import LATER_LOOKS, Calendar
 from llmsched.core.stages.line import UNBOUNDED
 
@@ -38,7 +38,8 @@ class Unasked:
         self._keeps = guarantee.is_kept(this)
         self._left_out: Stamp | None = None  # see `may_leave_out`
         self._free: dict[tuple[object, ...], int] = {}  # thousandths of GPUs, until somebody starts,
-        self._may: dict[tuple[object, ...], bool] = {}  # and whether there is anybody who might be a victim
+        self._may: dict[tuple[object, ...], bool] = {}  # and whether there is anybody who might be a victim,
+        self._finds: dict[tuple[object, ...], bool] = {}  # or are enough of those
 
     def begin_round(self) -> None:
         self._left_out = self._may_leave_out()
@@ -47,6 +48,7 @@ class Unasked:
         """Somebody starts, or leaves."""
         self._free.clear()
         self._may.clear()
+        self._finds.clear()
 
     def stamp(self) -> Stamp | None:
         """What a refusal depends on; None when it depends on more than can be counted."""
@@ -130,7 +132,7 @@ class Unasked:
             return False
         if shape.needs_free <= self._room(shape) or (self._keeps and guarantee.has_idle(self.this, shape.sample)):
             return False
-        return not (self.evicts and self._may_take(shape))
+        return not (self.evicts and self._may_take(shape)) or self._finds_nobody(shape)
 
     def _may_take(self, shape: Shape) -> bool:
         """Whether there is anybody whom one of the class might evict."""
@@ -138,6 +140,17 @@ class Unasked:
         if may is None:
             may = self._may[shape.gpus] = Rules(self.this, self.state.gangs[shape.entries[0][1]]).may_take()
         return may
+
+    def _finds_nobody(self, shape: Shape) -> bool:
+        """Where shares say from whom to take: whether there are too few of those as things stand. That is another one
+        when somebody starts."""
+        if self.shares is None:
+            return False
+        finds = self._finds.get(shape.gpus)
+        if finds is None:
+            first = self.state.gangs[shape.entries[0][1]]
+            finds = self._finds[shape.gpus] = victims.are_enough(self.this, first, Rules(self.this, first))
+        return not finds
 
     def _is_hindered(self, shape: Shape) -> bool:
         """Whether a planned start keeps all of a class out that do not end in time, although there is room."""

@@ -17,7 +17,7 @@ from llmsched.core.quota import UNLIMITED
 from llmsched.core.records import GangState, total_of
 from llmsched.core.resources import MILLI, ZERO
 from llmsched.core.rules import IN_QUEUE, WHILE_BORROWING, Rules
-from llmsched.core.scheduling_pass import Later
+from llmsched.core.scheduling_pass import Later, Pass
 from llmsched.core.stages import place
 
 LOOKED_AT = 16  # victims of one queue of which one is sought that leaves it with all it owns
@@ -40,7 +40,7 @@ def eligible(later: Later, gang: GangState, rules: Rules) -> tuple[list[Row], di
     return rows, cost_of
 
 
-def are_enough(later: Later, gang: GangState, rules: Rules) -> bool:
+def are_enough(later: Pass, gang: GangState, rules: Rules) -> bool:
     """Whether those that may be taken as things stand, whatever shields them for a time, may have as many GPUs as the
     gang lacks. Of each kind of those that hold something one is asked about, so a class for which there are too few
     costs as much as there are kinds."""
@@ -75,7 +75,7 @@ Kind = tuple[
 ]  # one of it, what it has in common with others of its queue, what they give at most
 
 
-def _kinds(later: Later, rules: Rules) -> list[Kind]:
+def _kinds(later: Pass, rules: Rules) -> list[Kind]:
     """Of those that hold something, where only borrowers give back of those whose queues borrow: each of these gives
     until its queue has no more than it owns."""
     state, trial = later.state, later.trial
@@ -85,12 +85,15 @@ def _kinds(later: Later, rules: Rules) -> list[Kind]:
             for name in group.gangs if preemptible else ():
                 kinds.setdefault(rules.kind_of(state.gangs[name]), state.gangs[name])
         trial.of_each_kind = [*kinds.values()]
-    every = [*trial.of_each_kind, *(new for new in trial.new() if new.spec.preemptible)]
+
+    def every() -> list[GangState]:
+        return [*(trial.of_each_kind or ()), *(new for new in trial.new() if new.spec.preemptible)]
+
     if not state.quota.enforced or (rules.shares is not None and rules.shares.mode == GUARANTEE):
-        return [(victim, None, UNLIMITED) for victim in every]
+        return [(victim, None, UNLIMITED) for victim in every()]
 
     def make() -> list[Kind]:
-        found = [(one, branch, branch.used - branch.subtree) for one in every if (branch := rules.branch_of(one))]
+        found = [(one, branch, branch.used - branch.subtree) for one in every() if (branch := rules.branch_of(one))]
         largest: dict[int, int] = {}
         for one, branch, _ in found:
             largest[id(branch)] = max(largest.get(id(branch), 0), rules.gpus_of(one))
