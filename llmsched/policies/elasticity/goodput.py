@@ -85,7 +85,8 @@ class Goodput:
     def share(self, gangs: Sequence[GangView], capacity: int, view: View) -> Mapping[str, int]:
         rows, cost = self._ranked(gangs, view), view.scheduling.restart_cost_s
         room = capacity - sum(row.least * row.each for row in rows)
-        chosen, free, smallest = {row.id: row.least for row in rows}, room, min((row.each for row in rows), default=0)
+        least, free, smallest = {row.id: row.least for row in rows}, room, min((row.each for row in rows), default=0)
+        chosen = {gang.id: least[gang.id] for gang in gangs}
         if room >= smallest:  # of thousands that cannot even have their least nobody gets more
             taken, free = take_best(self._offers(rows, view), room)
             chosen |= taken
