@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import Any
 
 WITHIN_S = 600.0
+CLUSTER = {"queues": [{"name": "default"}], "scheduling": {"preemption": {"within_queue": "lower_priority"}}}
 SLOW = """
 import time
 
 def length(rows):
-    time.sleep(0.01 * len(rows))
+    time.sleep(0.04 * len(rows))
     return [{"length": len(row["text"])} for row in rows]
 """
 
@@ -54,6 +55,7 @@ def main() -> int:
         command("up", "--nodes", "1x2:A100")
         try:
             with Client() as client:
+                client.configure(CLUSTER)
                 said = disturbed(client, work, code)
         finally:
             command("down")
@@ -82,7 +84,7 @@ def disturbed(client: Any, work: Path, code: Path) -> dict[str, Any]:
             if found := is_so(view):
                 done.append({"what": what, "at_s": round(time.monotonic() - began, 1), **view.progress})
                 return found
-            if view.phase in ("failed", "cancelled"):
+            if view.ended:
                 raise SystemExit(f"{what}: {view.phase}: {view.message}")
             time.sleep(0.2)
         raise SystemExit(f"{what}: not within {WITHIN_S:.0f} s")
@@ -96,7 +98,8 @@ def disturbed(client: Any, work: Path, code: Path) -> dict[str, Any]:
     client.apply([spec])
     until("it runs", further(0))
     os.kill(member(), signal.SIGKILL)
-    until("a worker was killed, and it goes on", further(step() + 100))
+    until("a worker was killed", lambda view: view.phase != "running")
+    until("and it goes on", further(step() + 100))
     urgent = {
         "name": "urgent",
         "kind": "task",
@@ -106,7 +109,7 @@ def disturbed(client: Any, work: Path, code: Path) -> dict[str, Any]:
     }
     client.apply([{**urgent, "task": {"run": ["sleep", "3"]}}])
     until("it was preempted", lambda view: view.phase == "waiting")
-    until("and goes on", further(step()))
+    until("it goes on", further(step()))
     client.apply([{**spec, "workers": 1}])
     until("it has another size", lambda view: view.phase == "running" and view.size == 1)
     view = client.wait("rows", timeout_s=WITHIN_S)
