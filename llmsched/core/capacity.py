@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from llmsched.core.draining import OperatorDrain
 from llmsched.core.nodes import Node
-from llmsched.core.resources import MILLI, Resources
+from llmsched.core.resources import MILLI, ZERO, Resources
 from llmsched.core.suitable import Wish
 
 
@@ -169,6 +169,7 @@ class Capacity:
         self.by_flavor: dict[str | None, int] = {}  # in the order of their first nodes
         self.by_free: list[int] = [0]  # by_free[k]: nodes with exactly k free whole GPUs (k <= 0: index 0)
         self.shared = 0  # nodes with a partly taken device
+        self.foreign = 0  # nodes of which other people use something
         self.gpus_total = 0  # whole GPUs, foreign use not subtracted
         self.cpus_total = 0
         self.memory_total = 0
@@ -224,6 +225,7 @@ class Capacity:
         self.all &= keep
         self.open &= keep
         self.shared &= keep
+        self.foreign &= keep
         self.by_flavor[state.node.flavor] &= keep
         if not self.by_flavor[state.node.flavor]:
             del self.by_flavor[state.node.flavor]
@@ -241,6 +243,7 @@ class Capacity:
         self.by_free = [mask & ~bit for mask in self.by_free]
         self.by_free[max(state.free_whole, 0)] |= bit
         self.open = self.open & ~bit if state.draining else self.open | bit
+        self.foreign = self.foreign & ~bit if state.foreign == ZERO else self.foreign | bit
 
     def _order_flavors(self) -> None:
         """By their first nodes: where one goes that names none follows from the nodes that are there alone."""

@@ -209,9 +209,11 @@ def _is_plenty(state: State, bundles: Iterable[Resources]) -> bool:
     if any(each.custom or not each.gpus_milli for each in bundles):
         return False
     cpus, memory = _most_for_a_gpu(bundles)
+    capacity = state.capacity
+    left = [total for _, total in capacity.kinds]
+    left += [node.node.total.minus(node.foreign) for node in capacity.nodes(capacity.foreign)]
     return all(
-        total.gpus_milli * cpus <= total.cpus_milli and total.gpus_milli * memory <= total.memory_bytes
-        for _, total in state.capacity.kinds
+        each.gpus_milli * cpus <= each.cpus_milli and each.gpus_milli * memory <= each.memory_bytes for each in left
     )
 
 
@@ -303,7 +305,7 @@ def in_pool(trial: Trial, promise: Promise, placement: Placement, spec: Workload
     for placed in inside:
         on_nodes[placed.node] = on_nodes.get(placed.node, ZERO).plus(amount_of(spec, placed))
     for name, amount in on_nodes.items():
-        left = nodes[name].node.total.minus(amount)
+        left = nodes[name].node.total.minus(nodes[name].foreign).minus(amount)
         usable = min(left.gpus_milli, *_quotients((left.cpus_milli, cpus), (left.memory_bytes, memory)))
         taken += left.gpus_milli - max(0, int(usable))
     return taken

@@ -12,6 +12,7 @@ from ledger import Given, Launch, cluster
 
 from llmsched.core import decisions, facts, lane
 from llmsched.core.configuration import PreemptionRules, Queue, Quota
+from llmsched.core.invariants import violations
 from llmsched.core.lane import PART, PATIENCE, SHARE, due, part_s
 from llmsched.core.nodes import Node
 from llmsched.core.scheduler import decide, turn
@@ -386,6 +387,39 @@ def test_nobody_is_evicted_for_itself() -> None:
     stream._carry_out = watched  # type: ignore[method-assign]
     stream.until("none", 2100.0)
     assert evicted and all(gang != beneficiary for gang, beneficiary in evicted)
+
+
+def test_two_that_start_in_one_ranking_are_not_promised_the_same_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the sake of an elastic gang that came after it one of fixed size stood where it had been taken to start, and
+    so no more where it was to start by then."""
+
+    def checked(*args: Any) -> Any:
+        plan = pass_of(*args)
+        assert violations(given.state) == []
+        return plan
+
+    pass_of = turn
+    monkeypatch.setitem(globals(), "turn", checked)
+    nodes = enumerate((2000, 2000, 8000))
+    given = Given([Node(f"n{number}", Resources(gpus), None, (), f"n{number}") for number, gpus in nodes])
+    given.policies(ordering="priority").scheduling(
+        preemption=PreemptionRules("by_rank", "any"), hold_after_s=300.0, quantum_s=60.0, backfill="easy"
+    )
+
+    def of(name: str, count: int, each: int, priority: int = 50, most: int = 0) -> Workload:
+        group = Group("w", 1, (Option(None, Resources(each)),))
+        return Workload(
+            name, name, "train", (group,), priority=priority, min_size=count, max_size=max(count, most)
+        )  # fmt: skip
+
+    jobs = [
+        (304.9, of("low", 1, 2000, 20)), (454.7, of("four", 4, 1000, 80)), (519.7, of("two", 2, 1000, 80)),
+        (645.0, of("large", 4, 2000)), (770.0, of("half", 1, 500, 90)), (926.5, of("fixed", 1, 2000)),
+        (953.7, of("grows", 2, 1000, most=3)),
+    ]  # fmt: skip
+    stream = Stream(given, [(at, job, 1e5) for at, job in jobs])
+    stream.until("none", 1000.0)
+    assert {"fixed/0", "grows/0"} <= stream.starts.keys()
 
 
 def test_who_had_waited_long_runs_its_part_before_it_is_evicted_again() -> None:

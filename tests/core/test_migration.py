@@ -199,3 +199,18 @@ def test_a_gang_is_counted_by_the_gpus_of_the_option_that_it_has() -> None:
     given.after(1.0, facts.Bound(given.now, "e/0", 1)).pending("f", 4, flavor="T4").turn()
     assert given.after(100.0).turn().decisions in ([], [Launch("f", 4)])
     assert given.state.gangs["e/0"].placement is not None and len(given.state.gangs["e/0"].placement) == 2
+
+
+@pytest.mark.parametrize("why", ["somebody waits for them", "it is switched off", ""])
+def test_an_elastic_gang_moves_to_no_gpus_that_somebody_waits_for_nor_where_moves_are_switched_off(why: str) -> None:
+    """It had places: one that waited for twice as many as were free waited for as long as the elastic gang then ran."""
+    given = cluster("1 node x 4 A100, 1 node x 4 T4").scheduling(
+        migration=why != "it is switched off", hold_after_s=0.0
+    )
+    given.running("b0", 2, flavor="A100").running("b1", 2, flavor="A100")
+    given.turn(facts.Submitted(given.now, elastic(1, 4)))
+    given.after(1.0, facts.Bound(given.now, "e/0", 1)).turn()
+    if why == "somebody waits for them":
+        given.pending("waits", 4, flavor="A100").turn()
+    given.after(200.0, facts.Finished(given.now, "b0/0", 1, "succeeded"))
+    assert given.turn().decisions == ([] if why else [Preempt("e", "faster_flavor")])

@@ -462,3 +462,14 @@ def test_beside_a_start_planned_by_number_what_takes_cpus_is_kept_out_where_it_w
     assert given.turn(facts.Submitted(given.now, job)).decisions == (
         [Launch("job", each.resources.gpus_milli / 1000)] * starts
     )
+
+
+def test_gpus_beside_which_other_people_use_all_cpus_are_counted_for_nobody() -> None:
+    """They were taken to be free for the one that is held for: newer ones went on taking those that it could have."""
+    given = cluster("1 node x 4 B, 1 node x 8 A").running("old", 3, flavor="B")
+    given.state.apply(facts.ForeignUse(given.now, "a-0", Resources(0, 64_000)))
+    each = Group("w", 1, (Option(None, Resources(1000, 1000)),))
+    for name, gpus in (("head", 4), ("newer", 1)):
+        spec = Workload(name, name, "train", (each,), min_size=gpus, max_size=gpus)
+        assert given.turn(facts.Submitted(given.now, spec)).decisions == []
+        given.after(HOLD_S + 1.0)

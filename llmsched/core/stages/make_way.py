@@ -132,18 +132,21 @@ class _Before:
         self._trial, gangs = this.trial, this.state.gangs
         rows = [(gangs[name], placement) for name, placement in this.plan.would_start.items()]
         self._rows = deque(sorted(rows, key=lambda row: -row[0].spec.priority))
-        self._held: list[GangState] = []
+        self._held: dict[str, GangState] = {}
 
     def hold_for(self, gang: GangState) -> None:
         """What comes before it and before those that were asked before. Those that are ranked are in order by that."""
+        if self._held.pop(gang.id, None) is not None:  # it is to start itself, wherever there is room
+            self._trial.hold(gang, ())
         while gang.spec.is_elastic() and self._rows and self._rows[0][0].spec.priority >= gang.spec.priority:
             other, placement = self._rows.popleft()
-            if other.id not in self._trial.begun and fits(self._trial, other.spec, placement):
+            has_place = other.id in self._trial.begun or self._trial.held(other)
+            if not has_place and fits(self._trial, other.spec, placement):
                 self._trial.hold(other, placement)
-                self._held.append(other)
+                self._held[other.id] = other
 
     def let_go(self) -> None:
-        for gang in self._held:
+        for gang in self._held.values():
             self._trial.hold(gang, ())
 
 

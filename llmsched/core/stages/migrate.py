@@ -7,8 +7,8 @@ Nobody is evicted for it, and every move raises the speed of the gang that moves
 of its flavors until something else evicts it.
 
 An elastic gang moves to the fastest pair of size and flavor, last of all: by then who waits and who grows has been
-asked, and what waiting work of fixed size starts on, or others of that flavor are to grow by, is not for it. So it has
-there what nobody else wants.
+asked, and what waiting work of fixed size starts on, or others of that flavor are to grow by, is not for it, nor any
+GPU of a flavor that somebody waits for. So it has there what nobody else wants.
 
 Its new place is kept for it while it leaves, and then promised to it (`Preempt.goes_to`): it begins there, or where it
 is faster still, or waits by its rank and age as anybody does.
@@ -16,11 +16,13 @@ is faster still, or waits by its rank and age as anybody does.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from itertools import islice
 from typing import Any
 
-from llmsched.core.amounts import bundle_milli, need_milli
+from llmsched.core.amounts import bundle_milli, flavor_of, need_milli
 from llmsched.core.message import FLAVOR, Ref, say
+from llmsched.core.possible import able_options
 from llmsched.core.records import GangState, allowed_sizes
 from llmsched.core.resources import MILLI
 from llmsched.core.scheduling_pass import Pass
@@ -68,7 +70,9 @@ class Moves:
         for _, gang in self._rows:
             self._move(gang)
         self._rows = []
-        if any(self._this.state.gangs[name].spec.is_elastic() for name in self._this.state.movable):
+        state = self._this.state
+        may_move = state.configuration.scheduling.migration
+        if may_move and any(state.gangs[name].spec.is_elastic() for name in state.movable):
             self._free = self._left_over()
             self._find(is_elastic=True)
             for _, gang in self._rows:
@@ -90,11 +94,24 @@ class Moves:
         found = self._free_flavors()
         for flavor in found:
             found[flavor] -= this.plan.kept_free.get(flavor, 0)
+        for flavor in self._waited_for(found):
+            found[flavor] = 0
         for name, size in this.plan.sizes.items():
             gang = this.state.gangs[name]
             if gang.is_active() and gang.flavor in found:
                 found[gang.flavor] -= max(0, size - gang.size) * bundle_milli(gang.spec, gang.option)
         return {flavor: amount for flavor, amount in found.items() if amount > 0}
+
+    def _waited_for(self, flavors: Collection[str | None]) -> set[str | None]:
+        """Those of which somebody waits for more than is free: it has run where it is, and needs none of them."""
+        state, trial, found = self._this.state, self._this.trial, set[str | None]()
+        for shape in state.waiting.live.values():
+            spec = shape.sample
+            for option in able_options(state, shape):
+                flavor, need = flavor_of(spec, option), need_milli(spec, spec.min_size, option)
+                if need and place.quota_refusal(trial, spec, flavor, need) is None:
+                    found |= {flavor} if flavor is not None else {*flavors}
+        return found & {*flavors}
 
     def _may(self, gang: GangState) -> bool:
         this, spec = self._this, gang.spec
