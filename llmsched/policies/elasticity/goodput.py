@@ -31,7 +31,7 @@ from llmsched.core.policy import CLUSTER_WIDE, GangView, Knobs, View, WorkloadVi
 from llmsched.core.records import allowed_sizes, speed
 from llmsched.core.workload import Workload
 from llmsched.policies.elasticity import worth
-from llmsched.policies.elasticity.knapsack import Offer, hull, take_best
+from llmsched.policies.elasticity.knapsack import Offer, Step, hull, take_best
 
 RANK = 0.75
 TILT = 0.4  # how much more very short work weighs that waits: seconds never wait for hours, whatever those hold already
@@ -49,8 +49,8 @@ class Curve(NamedTuple):
     nothing, and that from the smallest of them."""
 
     points: tuple[tuple[int, float], ...]
-    hull: tuple[tuple[int, float], ...]
-    above: tuple[tuple[int, float], ...]
+    hull: tuple[Step, ...]
+    above: tuple[Step, ...]
 
 
 class Row(NamedTuple):
@@ -166,13 +166,14 @@ class Goodput:
                 keeps = 1 + knobs.keep + cost / max(1.0, min(knobs.steady_s, ends_in))
             is_sure = least > 0
             (low, slow), steps = (curve.points[0], curve.above) if is_sure else ((0, 0.0), curve.hull)
-            for high, fast in steps:
+            for high, fast, parts in steps:
                 if is_sure and low < has < high:  # the part of a step that it has is worth as much more
                     part = (fast - slow) * (has - low) / (high - low)
-                    found.append(Offer(name, low, has, (has - low) * each, weight * part * keeps))
-                    low, slow = has, slow + part
+                    below = tuple(size for size in parts if size < has)
+                    found.append(Offer(name, low, has, (has - low) * each, weight * part * keeps, below))
+                    low, slow, parts = has, slow + part, tuple(size for size in parts if size > has)
                 gain = weight * (fast - slow)
-                found.append(Offer(name, low, high, (high - low) * each, gain * keeps if has >= high else gain))
+                found.append(Offer(name, low, high, (high - low) * each, gain * keeps if has >= high else gain, parts))
                 low, slow = high, fast
         return found
 

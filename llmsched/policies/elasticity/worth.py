@@ -31,10 +31,11 @@ def offers_of(
     each = weight * asked * gpus_each / max(shares[-1], 1e-9)
     points = [(count, each * share) for count, share in enumerate(shares, low)]
     found, (at, worth) = [], points[0]
-    for high, more in hull(points[0], points[1:]):
+    for high, more, parts in hull(points[0], points[1:]):
         has = serve.wanted_replicas
         for to in (has, high) if at < has < high else (high,):
             gain = (more - worth) * (to - at) / (high - at)
-            found.append(Offer(ENDPOINT, at, to, (to - at) * gpus_each, gain * keeps if to <= has else gain))
+            some = tuple(size for size in parts if at < size < to)
+            found.append(Offer(ENDPOINT, at, to, (to - at) * gpus_each, gain * keeps if to <= has else gain, some))
             at, worth = to, worth + gain
     return found
