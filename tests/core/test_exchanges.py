@@ -300,6 +300,16 @@ def test_nobody_is_moved_together_onto_what_others_have_reserved() -> None:
     assert Launch("whole", 1) in free.after(10.0).turn().decisions
 
 
+def test_one_that_has_run_for_long_is_not_moved_onto_what_comes_to_be_reserved_again_and_again() -> None:
+    """It was taken to have waited for that long, and so to begin between two windows: when it had left it had not."""
+    given = cluster("2 nodes x 2").scheduling(consolidation=True, hold_after_s=60.0).policies(placement="spread")
+    given.reserve(7200.0, 300.0, "bob", gpus=1, repeat="0 * * * *").rules("lower_or_newer_equal_priority")
+    given.running("one", 1).running("other", 1).turn()
+    assert len({gang.held[0].node for gang in given.state.gangs.values()}) == 2
+    given.after(200.0).pending("both", 2)
+    assert given.turn().decisions == []
+
+
 def test_a_reservation_takes_no_gpu_that_is_promised_nor_one_to_which_somebody_is_moved() -> None:
     """Which GPUs it takes follows from who holds what: what those leave who make room for somebody looked as if nobody
     needed it."""

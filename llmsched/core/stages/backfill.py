@@ -115,13 +115,14 @@ class Calendar:
         ends_at = self.trial.now + runtime_s(self.trial.state, gang, size_of(gang.spec, placement), placement)
         return any(not self._keeps(promise, gang, placement, ends_at) for promise in free)
 
-    def reserved(self, gang: GangState, size: int, wait_s: float = 0.0) -> list[Row]:
-        """The reservations of others that the gang would run into if it started now, or at most `wait_s` later."""
+    def reserved(self, gang: GangState, size: int, wait_s: float = 0.0, *, moves: bool = False) -> list[Row]:
+        """The reservations of others that the gang would run into if it started now, or at most `wait_s` later. One
+        that `moves` has run, and does not begin between two windows for having waited."""
         if not self.windows.rows:
             return []
         now = self.trial.now
         rows = self.windows.against(gang.spec, now, now + wait_s + runtime_s(self.trial.state, gang, size))
-        if (begins := self.begins_between(gang, rows)) is not None:
+        if not moves and (begins := self.begins_between(gang, rows)) is not None:
             soon = now + BETWEEN_WINDOWS_S if self.this.plan.has_come(begins) else inf
             rows = [row for row in rows if row.reservation.repeat is None or row.opens < soon]
         return rows

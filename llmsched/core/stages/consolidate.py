@@ -24,7 +24,8 @@ MOVED_AT_MOST = 8
 
 def _beside(this: Pass, calendar: Calendar, gang: GangState) -> Placement:
     """Any places that are free and open to it; () for none."""
-    with kept(this.trial, calendar.reserved(gang, gang.size)) as reserved:
+    rows = calendar.reserved(gang, gang.size, gang.spec.grace_s, moves=True)
+    with kept(this.trial, rows) as reserved:
         found = place.find(this, gang, gang.size, ~reserved, explain=False)
     return () if isinstance(found, place.Refused) else found
 
