@@ -478,3 +478,18 @@ def test_what_a_holder_of_two_reservations_has_counts_where_most_is_lacking() ->
         spec = Workload(f"w{number}", f"w{number}", "train", (part,), queue=queue, user="bob", min_size=3, max_size=3)
         made.after(20.0, facts.Submitted(made.now, spec)).settle()
     assert [*made.state.holding] == ["w0/0", "w1/0"] and made.after(60.0).turn().decisions == []
+
+
+def test_who_was_promised_places_while_there_was_time_between_two_windows_begins_when_others_have_left() -> None:
+    """It was promised a place ten minutes before the next window, for which somebody left; three seconds later that was
+    too little time, the promise was taken back, and one of a lower priority began."""
+    given = cluster("1 node x 1").rules("by_rank", "any").policies(ordering="priority")
+    given.scheduling(quantum_s=60.0, hold_after_s=460.0).reserve(600.0, 600.0, "ann", gpus=1, repeat="*/30 * * * *")
+    given.after(2405.0).turn()
+    given.running("low", 1, priority=10).after(94.0).pending("high", 1, priority=90)
+    while given.now < 3000.0:
+        assert given.turn().decisions == []
+        given.after(min(60.0 - given.now % 60.0, 3000.0 - given.now))
+    assert given.turn().decisions == [Preempt("low", "in_queue_rank"), Nominate("high", 1)]
+    given.after(3.0, facts.Released(given.now, "low/0", 1))
+    assert given.turn().decisions == [Launch("high", 1)]

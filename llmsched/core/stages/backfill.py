@@ -123,7 +123,9 @@ class Calendar:
         now = self.trial.now
         rows = self.windows.against(gang.spec, now, now + wait_s + runtime_s(self.trial.state, gang, size))
         if not moves and (begins := self.begins_between(gang, rows)) is not None:
-            soon = now + BETWEEN_WINDOWS_S if self.this.plan.has_come(begins) else inf
+            # who was promised places while there was time begins, though others have taken some of it to leave
+            since = now if gang.nomination is None else gang.nomination.at
+            soon = since + BETWEEN_WINDOWS_S if self.this.plan.has_come(begins) else inf
             rows = [row for row in rows if row.reservation.repeat is None or row.opens < soon]
         return rows
 
