@@ -311,6 +311,11 @@ class Capacity:
                 kinds[state.node.total] = kinds.get(state.node.total, 0) + 1
         return kinds
 
+    def parts_left(self, mask: int) -> int:
+        """Thousandths of GPUs that are free of devices of which somebody has a part: with what is held of them they add
+        up to the devices that come free when those let go."""
+        return sum(MILLI - used for state in self.nodes(mask & self.shared) for used in state.shares.values())
+
     def domains(self, level: str) -> dict[str, int]:
         """Domain name -> mask of its nodes, by name."""
         found = self._domains.get(level)

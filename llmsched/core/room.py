@@ -43,12 +43,15 @@ class Left:
 class Room:
     """What is free, and promised to nobody, when it is made; from then on as gangs take and leave it."""
 
-    def __init__(self, trial: Trial, rows: list[Row]) -> None:
-        """`rows`: the reservations that matter, in the order of their numbers."""
+    def __init__(self, trial: Trial, rows: list[Row], *, with_parts: bool = False) -> None:
+        """`rows`: the reservations that matter, in the order of their numbers. `with_parts`: what is left of devices of
+        which somebody has a part counts as well, as those may leave."""
         capacity = trial.state.capacity
-        self.all = Left(
-            {flavor: capacity.free_gpus(mask & capacity.open) * MILLI for flavor, mask in capacity.by_flavor.items()}
-        )
+
+        def free(mask: int) -> int:
+            return capacity.free_gpus(mask) * MILLI + (capacity.parts_left(mask) if with_parts else 0)
+
+        self.all = Left({flavor: free(mask & capacity.open) for flavor, mask in capacity.by_flavor.items()})
         self._nodes, self._rows = trial.state.nodes, rows
         self._wholly: dict[str, list[int]] = {}  # the reservations that have a node to themselves
         self._parts: dict[str, dict[int, int]] = {}  # of nodes, by number: thousandths that are reserved of it,
@@ -68,7 +71,10 @@ class Room:
             those = at_once([rows[number] for number in parts])
             self._at_once[name] = [tuple(n for n in parts if any(rows[n] is row for row in each)) for each in those]
         for name in (*self._wholly, *self._parts):
-            self._there[name] = max(capacity.by_id[name].free_whole, 0) * MILLI
+            node = capacity.by_id[name]
+            self._there[name] = max(node.free_whole, 0) * MILLI + (
+                capacity.parts_left(1 << node.slot) if with_parts else 0
+            )
 
     def has(self, flavor: str | None, amount: int, closed: Closed = OPEN) -> bool:
         """Whether those that these keep out could take so much of a flavor; None: of any."""

@@ -7,8 +7,8 @@ from itertools import combinations
 from typing import Any
 
 import pytest
+from ledger import Launch, Nominate, cluster
 from ledger import Preempt as Evicted
-from ledger import cluster
 
 from llmsched.core import decisions, facts
 from llmsched.core.configuration import Configuration, PolicyNames, PreemptionRules, Queue, Scheduling
@@ -158,3 +158,41 @@ def test_a_large_gang_of_small_parts_may_take_from_as_many_as_it_needs() -> None
     many = Workload("z", "z", "train", (parts,), priority=90, min_size=257, max_size=257)
     decided = given.after(100.0).turn(facts.Submitted(given.now, many))
     assert sum(isinstance(one, Evicted) for one in decided.decisions) == 257
+
+
+@pytest.mark.parametrize("rule", ["lower_priority", "by_rank"])
+@pytest.mark.parametrize(
+    ("gpus", "held", "asks"),
+    [(1, [0.5], 1), (2, [0.5, 1], 2), (8, [0.25], 8), (2, [0.6, 0.6], 2), (2, [0.5, 0.5, 1], 2)],
+)
+def test_who_holds_a_part_of_a_gpu_leaves_for_whole_ones(rule: str, gpus: int, held: list[float], asks: int) -> None:
+    """What victims hold was summed, and what they leave free of their devices counted for nobody: a half of a low
+    priority kept one of a high priority waiting for ever."""
+    given = cluster(f"1 node x {gpus}").rules(rule, "any").policies(ordering="priority").scheduling(quantum_s=60.0)
+    for number, part in enumerate(held):
+        given.running(f"v{number}", part, priority=20)
+    given.pending("high", asks, priority=90).after(120.0)
+    assert {one.name for one in given.turn().decisions if isinstance(one, Evicted)} == {
+        f"v{n}" for n in range(len(held))
+    }
+
+
+def test_an_owner_gets_back_what_a_part_of_a_gpu_keeps_it_from() -> None:
+    given = (
+        cluster("1 node x 1").queue("a", 1).queue("b", 0).rules("lower_priority", "any").running("v", 0.5, queue="b")
+    )
+    assert Evicted("v", "quota_reclaim") in given.after(100.0).pending("owner", 1, queue="a").turn().decisions
+
+
+def test_nobody_begins_on_a_part_of_a_device_that_is_promised_once_others_have_left_it() -> None:
+    """Beside a reservation the quarter that was left of their device was free for a moment, as if it was not part of
+    what the one that they left for needed: that one was promised places for forty minutes, and others ran there."""
+    given = cluster("1 node x 4").rules("lower_priority", "any")
+    given.reserve(600.0, 300.0, "ann", gpus=2, repeat="*/20 * * * *").turn()
+    for name, part, priority in (("v0", 0.25, 50), ("v1", 0.5, 20), ("v2", 1, 20)):
+        given.running(name, part, priority=priority)
+    given.after(290.0).pending("high", 2, priority=90)
+    assert Nominate("high", 2) in given.turn().decisions
+    assert given.pending("part", 0.25).turn().decisions == []
+    given.after(20.0, *(facts.Released(given.now, f"v{number}/0", 1) for number in range(3)))
+    assert Launch("high", 2) in given.turn().decisions

@@ -11,7 +11,7 @@ from llmsched.core.exact_fit import fits
 from llmsched.core.explain import Reason
 from llmsched.core.message import Message, say, workload
 from llmsched.core.possible import able_options
-from llmsched.core.records import GangState
+from llmsched.core.records import GangState, size_of
 from llmsched.core.reserved import Row
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.shapes import Shape
@@ -267,6 +267,8 @@ class Admission:
     def _place(self, gang: GangState) -> bool:
         for bundles, option in size.choices(self.plan, gang, self.state.history):
             found = place_within(self.this, gang, bundles, self.calendar, option)
+            if not isinstance(found, place.Refused) and not self._fits_at_last(gang, found):
+                found = place.NO_ROOM
             if not isinstance(found, place.Refused):
                 self._launch(gang, found)
                 return True
@@ -274,6 +276,16 @@ class Admission:
                 self.refused = found
         self.calendar.note_refusal(gang, self.refused)
         return False
+
+    def _fits_at_last(self, gang: GangState, placement: Placement) -> bool:
+        """Whether a part of a device is there for it as well when those have gone who leave: what is beside them now is
+        a part of a whole device then, which may be promised or reserved."""
+        is_part = any(placed.gpu_index >= 0 for placed in placement)
+        if not is_part or not (self.state.vacating or self.trial.leaving or self.trial.shrinking):
+            return True
+        later, rows = self.this.later().trial, self.calendar.reserved(gang, size_of(gang.spec, placement))
+        with kept(later, rows):
+            return fits(later, gang.spec, placement)
 
     def _tell_promised(self, gang: GangState) -> None:
         """For whom it waits, if it is promised places."""

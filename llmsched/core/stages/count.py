@@ -25,7 +25,7 @@ class Count:
     def __init__(self, this: Pass, calendar: Calendar) -> None:
         self.state, self.calendar = this.state, calendar
         self.quota = this.state.quota
-        self.room = Room(this.trial, calendar.windows.rows)
+        self.room = Room(this.trial, calendar.windows.rows, with_parts=True)
         self._held: dict[str, Wish] = {}  # of those that run
         self._looks: dict[int, int] = {}  # of classes: how many a reservation alone has kept out
         self._own: dict[tuple[str, str | None], int] = {}  # of its quota that a queue has not given out yet

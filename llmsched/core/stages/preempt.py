@@ -193,7 +193,7 @@ class Search:
         own = sum(rules.gpus_of(victim) for victim, _ in kinds[-1])
         if rules.strategy == "inside" and not rules.can_hold(own):
             return None
-        short = self._whole() - self._free_milli(mask)
+        short = self._whole() - self._at_most(mask)
         for victim, _ in allowed:
             if short <= 0:
                 break
@@ -219,7 +219,7 @@ class Search:
         ]
         rows = rows[:SET_OF_AT_MOST]
         own = found[0] is kinds[-1]
-        missing = self._whole() - self._free_milli(mask)
+        missing = self._whole() - self._at_most(mask)
         gives = [rules.gpus_of(victim) for victim, _ in rows]
         after = [sum(gives[at:]) for at in range(len(rows) + 1)]  # what all from there on could give
         steps = STEPS
@@ -316,6 +316,11 @@ class Search:
                 free += sum(amount_of(spec, placed).gpus_milli for placed in inside)
         return free
 
+    def _at_most(self, scope: int) -> int:
+        """The same, and what is left of devices of which victims have parts: what these hold and that is what they let
+        go of, at most."""
+        return self._free_milli(scope) + self.state.capacity.parts_left(scope)
+
     def _in_scope(self, scope: int, narrow: bool, kinds: list[list[Row]]) -> Choice | None:
         """Cheapest first; where each may be taken at its moment only, smallest first, if that leads to nobody."""
         found = self._taken_by_turns(scope, narrow, kinds)
@@ -378,7 +383,7 @@ class Search:
         """One victim, where one is enough."""
         trial, rules = self.trial, self.rules
         trial.rollback(start)
-        free = self._free_milli(scope)
+        free = self._at_most(scope)
         for victim, code in eligible:
             if rules.gpus_of(victim) + free < self._whole():
                 continue

@@ -58,7 +58,8 @@ def are_enough(later: Pass, gang: GangState, rules: Rules) -> bool:
     ]
     for option in options_of(gang.spec) if kinds else ():
         rules.option = option
-        free = state.capacity.free_gpus(place.eligible_by_any(later.trial, gang.spec, option)) * MILLI
+        mask = place.eligible_by_any(later.trial, gang.spec, option)
+        free = state.capacity.free_gpus(mask) * MILLI + state.capacity.parts_left(mask)
         need = need_milli(gang.spec, gang.spec.min_size, option)
         for _ in rules.each_strategy():
             given: dict[object, int] = {}
@@ -135,7 +136,9 @@ def _holding(later: Later, gang: GangState, rules: Rules) -> tuple[list[Row], di
     groups = []
     # Where the size of a victim does not matter to the rules, one gang of a group stands for all of them.
     alike = len(state.capacity.by_flavor) <= 1 and (rules.shares is None or rules.shares.mode == GUARANTEE)
-    most = state.capacity.free_gpus(state.capacity.open) * MILLI + sum(map(rules.gpus_of, later.trial.new()))
+    capacity = state.capacity
+    most = capacity.free_gpus(capacity.open) * MILLI + capacity.parts_left(capacity.open)
+    most += sum(map(rules.gpus_of, later.trial.new()))
     most += sum(total_of(state.gangs[name].excess).gpus_milli for name in state.exceeding)
     for (queue, priority, preemptible), group in state.groups.items():
         code = rules.group(queue, priority) if group.gangs and preemptible else ""
