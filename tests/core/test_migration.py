@@ -214,3 +214,15 @@ def test_an_elastic_gang_moves_to_no_gpus_that_somebody_waits_for_nor_where_move
         given.pending("waits", 4, flavor="A100").turn()
     given.after(200.0, facts.Finished(given.now, "b0/0", 1, "succeeded"))
     assert given.turn().decisions == ([] if why else [Preempt("e", "faster_flavor")])
+
+
+@pytest.mark.parametrize(("priority", "moves"), [(80, False), (50, False), (10, True)])
+def test_one_of_fixed_size_moves_to_no_gpus_for_which_one_waits_who_comes_before_it(priority: int, moves: bool) -> None:
+    given = cluster("1 node x 4 A100, 1 node x 4 T4").scheduling(hold_after_s=0.0).policies(ordering="priority")
+    given.running("b0", 2, flavor="A100").running("b1", 2, flavor="A100").pending(
+        "waits", 4, flavor="A100", priority=priority
+    )
+    given.after(1.0).turn(facts.Submitted(given.now, work("a", 2)))
+    given.after(1.0, facts.Bound(given.now, "a/0", 1)).turn()
+    given.after(200.0, facts.Finished(given.now, "b0/0", 1, "succeeded"))
+    assert given.turn().decisions == ([Preempt("a", "faster_flavor")] if moves else [])

@@ -393,6 +393,9 @@ class Play:
             raise BrokenPromise(f"silence: at {again.now}, before {until}, there is something to decide: {found}")
 
     def grows(self, decision: Any) -> bool:
+        """Or moves to more or faster GPUs that are left over: both come last."""
+        if isinstance(decision, decisions.Preempt) and decision.reason == "faster_flavor":
+            return self.state.gangs[decision.gang].spec.is_elastic()
         if not isinstance(decision, decisions.Resize):
             return False
         return len(decision.placement) > len(self.state.gangs[decision.gang].held)
@@ -442,8 +445,8 @@ def _asks_for_no_more(one: Workload, other: Workload) -> bool:
         return False
     if one.topology not in (Topology(), other.topology) or one.min_size > other.min_size:
         return False
-    mine, theirs = one.groups[0].options, other.groups[0].options
-    return mine[0].resources == theirs[0].resources and {o.flavor for o in mine} >= {o.flavor for o in theirs}
+    mine = {(option.flavor, option.resources) for option in one.groups[0].options}
+    return mine >= {(option.flavor, option.resources) for option in other.groups[0].options}
 
 
 def play(seed: int, told: bool = False, folds: int = FOLDS, plain: bool = False) -> int:

@@ -2,7 +2,7 @@
 
 Only gangs that accept several flavors, of which it is known (from their options, or from what history says of their
 model) how fast each is. A move costs a restart, so it must end the gang sooner by more than that. Nobody who waits is
-delayed: outside of ranking, those have been looked at before; by rank, whoever moves stands before the next in line.
+delayed: nobody moves to GPUs for which one waits who comes before it, though too few are free for that one by now.
 Nobody is evicted for it, and every move raises the speed of the gang that moves, so that it moves at most once for each
 of its flavors until something else evicts it.
 
@@ -27,7 +27,7 @@ from llmsched.core.records import GangState, allowed_sizes
 from llmsched.core.resources import MILLI
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages import evict, place
-from llmsched.core.stages.backfill import Calendar
+from llmsched.core.stages.backfill import Calendar, right
 from llmsched.core.status import Status
 from llmsched.core.workload import Placement
 
@@ -67,8 +67,9 @@ class Moves:
 
     def rest(self) -> None:
         """Move all others: nobody who waits could take what is left."""
+        first = self._waited_for(self._free) if self._rows else {}
         for _, gang in self._rows:
-            self._move(gang)
+            self._move(gang, [flavor for flavor, best in first.items() if best < self._turn(gang)])
         self._rows = []
         state = self._this.state
         may_move = state.configuration.scheduling.migration
@@ -81,6 +82,11 @@ class Moves:
     def _rank(self, gang: GangState) -> tuple[Any, ...]:
         key = self._this.policies.ordering.key(gang, self._this.view)
         return (*key, gang.submitted_at, gang.workload_id, gang.index)
+
+    def _turn(self, gang: GangState) -> tuple[Any, ...]:
+        """By rank its rank; else a priority, and of equals who came first, as a hold has it."""
+        by_rank = self._this.state.configuration.scheduling.preemption.within_queue == "by_rank"
+        return self._rank(gang) if by_rank else right(gang)
 
     def _free_flavors(self) -> dict[str | None, int]:
         """Thousandths of GPUs, by the number."""
@@ -102,16 +108,18 @@ class Moves:
                 found[gang.flavor] -= max(0, size - gang.size) * bundle_milli(gang.spec, gang.option)
         return {flavor: amount for flavor, amount in found.items() if amount > 0}
 
-    def _waited_for(self, flavors: Collection[str | None]) -> set[str | None]:
-        """Those of which somebody waits for more than is free: it has run where it is, and needs none of them."""
-        state, trial, found = self._this.state, self._this.trial, set[str | None]()
+    def _waited_for(self, flavors: Collection[str | None]) -> dict[str | None, tuple[Any, ...]]:
+        """Those of which somebody waits for more than is free, and the first in turn of those who do: who moves has
+        run where it is, and takes none that one waits for who comes before it; an elastic gang none at all."""
+        state, trial, found = self._this.state, self._this.trial, dict[str | None, tuple[Any, ...]]()
         for shape in state.waiting.live.values():
-            spec = shape.sample
+            spec, turn = shape.sample, self._turn(state.gangs[shape.entries[0][1]])
             for option in able_options(state, shape):
                 flavor, need = flavor_of(spec, option), need_milli(spec, spec.min_size, option)
                 if need and place.quota_refusal(trial, spec, flavor, need) is None:
-                    found |= {flavor} if flavor is not None else {*flavors}
-        return found & {*flavors}
+                    for each in (flavor,) if flavor is not None else flavors:
+                        found[each] = min(found.get(each, turn), turn)
+        return {flavor: turn for flavor, turn in found.items() if flavor in flavors}
 
     def _may(self, gang: GangState) -> bool:
         this, spec = self._this, gang.spec
@@ -151,11 +159,13 @@ class Moves:
             if left / speed * SOONER + cost < left / max(now, 1e-9)
         ]
 
-    def _move(self, gang: GangState) -> None:
+    def _move(self, gang: GangState, but: Collection[str | None] = ()) -> None:
         this = self._this
         if self._count >= MOVED_AT_MOST:
             return
         for size, option in self._pays(gang):
+            if gang.spec.groups[0].options[option].flavor in but:
+                continue
             found = _try(this, gang, size, option, ~self._calendar.closed(gang, size))
             if found is None or not self._calendar.allows(gang, found):
                 continue
