@@ -51,6 +51,19 @@ def full(given: Given) -> tuple[Given, Counted, Any]:
     return given, ordering, policies
 
 
+def who_looks_for_places(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Each workload for which places are looked for from now on."""
+    looked: list[str] = []
+    find = place.find
+
+    def counted(this: Any, gang: GangState, *more: Any, **options: Any) -> Any:
+        looked.append(gang.workload_id)
+        return find(this, gang, *more, **options)
+
+    monkeypatch.setattr(place, "find", counted)
+    return looked
+
+
 @pytest.mark.parametrize("knobs", [{}, {"order": "best_effort"}, {"hold_after_s": 0.0}])
 def test_a_submission_to_a_full_cluster_asks_nobody_who_was_refused(knobs: dict[str, Any]) -> None:
     given, ordering, policies = full(cluster("1 node x 4").scheduling(**knobs))
@@ -90,14 +103,7 @@ def test_of_equals_behind_a_planned_start_one_looks_for_places_and_a_shorter_one
         given.pending(f"w{number}", 2, estimated_runtime_s=5000.0 + number)
     given.pending("other", 1, estimated_runtime_s=5000.0)
     given.pending("c", 4, estimated_runtime_s=50_000.0).pending("short", 2, estimated_runtime_s=900.0)
-    looked: list[str] = []
-    find = place.find
-
-    def counted(this: Any, gang: GangState, *more: Any, **options: Any) -> Any:
-        looked.append(gang.workload_id)
-        return find(this, gang, *more, **options)
-
-    monkeypatch.setattr(place, "find", counted)
+    looked = who_looks_for_places(monkeypatch)
     decided = given.decide().decisions
     assert Launch("short", 2) in decided
     assert len({name for name in looked if name.startswith("w")}) <= 12, "and those few that get a planned start"
@@ -244,14 +250,7 @@ def test_nor_is_anybody_of_them_asked_for_the_sake_of_what_is_reserved(monkeypat
         work = Workload(f"w{number}", f"w{number}", "train", (group,), estimated_runtime_s=60.0 + number)
         given.state.apply(facts.Submitted(given.now, work))
     given.turn(facts.Finished(given.now, "r0/0", 1, "succeeded"))
-    looked: list[str] = []
-    find = place.find
-
-    def counted(this: Any, gang: GangState, *more: Any, **options: Any) -> Any:
-        looked.append(gang.workload_id)
-        return find(this, gang, *more, **options)
-
-    monkeypatch.setattr(place, "find", counted)
+    looked = who_looks_for_places(monkeypatch)
     given.after(1.0)
     assert len(given.turn(facts.Finished(given.now, "r1/0", 1, "succeeded")).decisions) == 1
     assert len({*looked}) <= 3
@@ -349,14 +348,7 @@ def test_requests_that_all_differ_and_have_waited_long_are_not_asked_either(
         given.state.apply(facts.Submitted(given.now, work))
     given.turn()
     given.after(2000.0).turn()
-    looked: list[str] = []
-    find = place.find
-
-    def counted(this: Any, gang: GangState, *more: Any, **options: Any) -> Any:
-        looked.append(gang.workload_id)
-        return find(this, gang, *more, **options)
-
-    monkeypatch.setattr(place, "find", counted)
+    looked = who_looks_for_places(monkeypatch)
     given.after(1.0)
     assert len(given.turn(facts.Finished(given.now, "r0/0", 1, "succeeded")).decisions) == 1
     assert len({*looked}) <= 4
@@ -379,18 +371,13 @@ def test_where_shares_are_levelled_who_could_take_nothing_looks_at_no_victims(mo
         given.pending(f"w{number}", 1 + number // 8, queue=f"q{number % 8}")
     given.turn()
     looked, allowed = [0], victims.allowed
-    asked, find = list[str](), place.find
+    asked = who_looks_for_places(monkeypatch)
 
     def counted(eligible: Any, rules: Any) -> Any:
         looked[0] += len(eligible)
         return allowed(eligible, rules)
 
-    def noted(this: Any, gang: GangState, *more: Any, **options: Any) -> Any:
-        asked.append(gang.workload_id)
-        return find(this, gang, *more, **options)
-
     monkeypatch.setattr(victims, "allowed", counted)
-    monkeypatch.setattr(place, "find", noted)
     given.after(1.0)
     assert len(given.turn(facts.Finished(given.now, "r0/0", 1, "succeeded")).decisions) == 1
     assert looked[0] <= 4 * 32, "64 classes, 32 who run"

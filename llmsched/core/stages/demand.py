@@ -194,7 +194,7 @@ class Demand:
         return sum(amount for (flavor, priority), amount in rows if flavor in flavors and priority < below)
 
     def limits(self, flavors: list[str | None], sharing: list[GangState]) -> list[Limit]:
-        """For those of the sharing that reservations keep out, those that can have one flavor alone, and each queue."""
+        """For those of the sharing that reservations keep out, that can have some of the flavors, and of each queue."""
         trial, rows, quota = self._this.trial, self._calendar.windows.rows, self._this.state.quota
         if not rows and len(flavors) <= 1 and not quota.enforced:
             return []
