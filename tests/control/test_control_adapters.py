@@ -6,7 +6,7 @@ import pytest
 from control_harness import ANN, Script, controlling, fake_cluster, phase, train, until
 
 from llmsched.api import event_text
-from llmsched.core.facts import RolledBack
+from llmsched.core.facts import AdapterLoaded, RolledBack
 from llmsched.core.render import AllNames
 from llmsched.core.snapshot import freeze, thaw
 from llmsched.errors import RequestError
@@ -28,9 +28,9 @@ async def published(controller, cluster, *names, user=ANN):
 
 
 def is_live(controller, cluster, uri):
-    """Asked for by its name, and loaded."""
-    loaded = controller.state.gangs["desk/0"].adapters.get("tone")
-    return cluster.routes.models["desk"]["adapters"].get("tone") == loaded == uri
+    """Asked for by its name, and loaded: its replica has said so."""
+    told = [each.entry for each in controller.entries() if isinstance(each.entry, AdapterLoaded)]
+    return cluster.routes.models["desk"]["adapters"].get("tone") == uri and bool(told) and told[-1].uri == uri
 
 
 def artifact(controller, name):
