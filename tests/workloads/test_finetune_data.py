@@ -252,3 +252,49 @@ def test_the_names_of_labels_that_a_file_keeps_are_taken_and_texts_that_are_cut_
     assert names == {"bad": 0, "good": 1} and found == [1, 0]
     assert f"{file}: 1 of 2 texts are cut off at max_length 8" in notes
     assert f"{file}: 2 rows; text from 'sentence'" in notes
+
+
+def scored(rank: int, size: int, model: str, adapter: bool, hides: bool) -> Any:
+    """(loss, that by all logits, places where the vocabulary was worked out, whether both teach the same, weight)"""
+    import peft
+    import torch
+    from torch.nn import functional
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from workloads.tasks.learns.next_token import Learns
+    from workloads.tasks.reads import Text
+
+    net: Any = AutoModelForCausalLM.from_pretrained(model)
+    head, places = net.get_output_embeddings(), []
+    head.register_forward_hook(lambda _, given, out: places.append(out.shape[1]))
+    if adapter:
+        net = peft.get_peft_model(net, peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights="gaussian"))
+    if hides:  # one that works out all of them, whatever it is asked for
+        plain = net.forward
+        net.forward = lambda input_ids, attention_mask, use_cache: plain(
+            input_ids=input_ids, attention_mask=attention_mask, use_cache=use_cache
+        )
+    task = Learns("causal-lm", Text(AutoTokenizer.from_pretrained(model), 64))
+    rows = [
+        {"input_ids": [5, 6, 7, 8, 9, 10], "labels": [-100, -100, -100, 8, 9, -100]},
+        {"input_ids": [6, 7, 8, 9], "labels": [-100, -100, 8, 9]},
+    ]
+    batch = task.collate(rows)
+    score = task.score(net, batch)
+    known = [each for each in net.parameters() if each.requires_grad]
+    mine = torch.autograd.grad(score.loss, known, allow_unused=True)
+    logits = net(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits[:, :-1]
+    whole = functional.cross_entropy(logits.flatten(0, 1), batch["labels"][:, 1:].flatten(), reduction="sum")
+    theirs = torch.autograd.grad(whole, known, allow_unused=True)
+    alike = all(torch.allclose(a, b, atol=1e-6) for a, b in zip(mine, theirs, strict=True) if b is not None)
+    return float(score.loss.detach()), float(whole.detach()), places[0], alike, score.weight
+
+
+@pytest.mark.parametrize(
+    ("adapter", "hides", "places"), [(False, False, 3), (True, False, 3), (False, True, 6)], ids=str
+)
+def test_the_vocabulary_is_worked_out_only_where_something_is_to_be_said_and_teaches_the_same(
+    made: Path, adapter: bool, hides: bool, places: int
+) -> None:
+    loss, whole, worked_out, alike, weight = tiny.in_worker(scored, str(made / "llama"), adapter, hides)
+    assert (loss, worked_out, weight) == (pytest.approx(whole, rel=1e-5), places, 4) and alike

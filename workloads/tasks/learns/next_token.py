@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -48,15 +49,26 @@ class Learns(Task):
         return {**made, **_apart(made.pop("attention_mask"), encoded)} if "parts" in encoded[0] else made
 
     def score(self, model: Any, batch: Batch, smoothing: float = 0.0) -> Score:
-        logits, labels = output_of(model, batch, use_cache=False).logits[:, :-1], batch["labels"][:, 1:]
+        every = batch["labels"][:, 1:] != IGNORED
+        there = every.any(0).nonzero()[:, 0]  # the places at which some row is to say something
+        logits, labels = _logits_at(there, model, batch), batch["labels"][:, 1 + there]
         score = score_of_tokens(logits, labels, smoothing)
         if self.teacher is None or not model.training:
             return score
         learnt = labels != IGNORED
-        return self.teacher.mixed(score, logits[learnt], batch, score.weight, lambda known: known[:, :-1][learnt])
+        return self.teacher.mixed(score, logits[learnt], batch, score.weight, lambda known: known[:, :-1][every])
 
     def measure(self, loss: float, counts: Sequence[float]) -> dict[str, float]:
         return perplexity(loss)
+
+
+def _logits_at(there: torch.Tensor, model: Any, batch: Batch) -> torch.Tensor:
+    """[rows, places, vocabulary]. A vocabulary is wide: a model that can, works out those of these places alone."""
+    whole = model.get_base_model() if hasattr(model, "get_base_model") else model  # below an adapter
+    if "logits_to_keep" in inspect.signature(whole.forward).parameters:
+        logits: torch.Tensor = output_of(model, batch, use_cache=False, logits_to_keep=there).logits
+        return logits
+    return output_of(model, batch, use_cache=False).logits[:, there]
 
 
 def _fitting(samples: Sequence[Encoded], most: int) -> list[list[Encoded]]:
