@@ -100,6 +100,7 @@ class Retriever:
                 self._left_out[file.path] += beyond
                 print(f"[retriever] {place}: its last {beyond} characters or more are left out", flush=True)
         bare = [at for at, vector in enumerate(vectors) if vector is None]
+        bare.sort(key=lambda at: len(found[at]["text"]))  # a short text that stands beside a long one costs as much
         for begin in range(0, len(bare), AT_ONCE):
             some = bare[begin : begin + AT_ONCE]
             made = calls.embeddings(self._model, [found[at]["text"] for at in some])
