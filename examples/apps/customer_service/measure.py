@@ -5,14 +5,17 @@ Prints a line a part. Beside each number what a simpler desk comes to. `python m
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import mishaps  # it knows the way to measuring.py
+import night
 from measuring import by_words, rows_of, same, say
 
 from llmsched import Client
@@ -52,6 +55,10 @@ def follow_ups() -> None:
     say("follow_ups_in_front", said, same(in_front, true))
 
 
+def nightly(before: float) -> None:
+    say("nightly", night.is_over(), before)
+
+
 def poisoned() -> None:
     seconds, failed = mishaps.poisoned()
     say("rolled_back_s", seconds)
@@ -63,8 +70,16 @@ def bad_day() -> None:
     say("cut", asked["failed"], asked["again"])
 
 
-PARTS = {part.__name__: part for part in (intents, follow_ups, poisoned, bad_day)}
+PARTS: dict[str, Callable[..., None]] = {
+    part.__name__: part for part in (intents, follow_ups, poisoned, nightly, bad_day)
+}
 
 if __name__ == "__main__":
-    for name in sys.argv[1:] or PARTS:
+    asked = sys.argv[1:] or [*PARTS]
+    if "nightly" in asked:  # these two take a minute to come, in which others are measured
+        PARTS["nightly"] = partial(nightly, night.begins())
+    if "poisoned" in asked:
+        mishaps.watch()
+    for name in asked:
         PARTS[name]()
+    shutil.rmtree(night.DESK)

@@ -25,7 +25,7 @@ HERE = Path(__file__).parent
 CLIENT = Client()
 FOLLOW_UP = "Earlier: can you write a stack in Python?\nNow: And in Rust?\nWhole:"
 TRIES, PAUSE_S = 5, 1.0  # as stock clients of OpenAI's do, of what could not be answered just now
-READS_S = 1.0  # an answer, before the next question
+READS_S = 2.0  # an answer, before the next question
 ENDED = ("finished", "cancelled")
 EVERYBODY = ("minilm", "intents", "knowledge", "desk")
 
@@ -92,8 +92,13 @@ def is_rolled_out(before: int) -> bool:
     return before < (desk.revision or 0) == desk.answered and there == ["running"] * 2
 
 
-def events(kind: str) -> list[Any]:
-    return [one for one in CLIENT.events(follow=False) if one.kind == kind]
+def heard(kind: str, after: int = 0, of: str = "") -> Any:
+    """The first such event after that one, which is waited for; `of`: that workload."""
+    return next(one for one in CLIENT.events(after) if one.kind == kind and (one.workload or "").startswith(of))
+
+
+def watch() -> None:
+    CLIENT.apply(HERE / "watchman.yaml")
 
 
 def poisoned() -> tuple[float, int]:
@@ -102,18 +107,16 @@ def poisoned() -> tuple[float, int]:
     with Steady(lambda _: CLIENT.chat("assistant:whole").complete(FOLLOW_UP, max_tokens=24), tries=1).several(
         1
     ) as all_day:
-        CLIENT.apply(HERE / "watchman.yaml")
         until(lambda: CLIENT.status("watchman").progress.get("rounds", 0) > 0, "the watchman makes his first round")
-        CLIENT.scale("assistant", 1)  # so that the training has the GPU that it gives back
-        until(lambda: running("assistant") == holding("assistant") == 1, "one assistant is left")
         run = CLIENT.apply(HERE / "poisoned.yaml")
         until(lambda: CLIENT.status("whole-poisoned").progress, "nonsense is learnt", 600)
         for name in ("assistant", *EVERYBODY):
             CLIENT.scale(name, 2)
         run.wait()
-        until(lambda: events("RolledBack"), "the adapter is rolled back")
-        until(lambda: events("AdapterLoaded")[-1].at > events("RolledBack")[0].at, "the good one is loaded")
-    return events("AdapterLoaded")[-1].at - events("Published")[-1].at, all_day.asked["failed"]
+        back = heard("RolledBack")
+        loaded = heard("AdapterLoaded", back.seq)
+    published = max(one.at for one in CLIENT.events(follow=False) if one.kind == "Published" and one.at < back.at)
+    return loaded.at - published, all_day.asked["failed"]
 
 
 def bad_day(questions: list[str]) -> Counter[str]:
@@ -137,7 +140,8 @@ def bad_day(questions: list[str]) -> Counter[str]:
         until(lambda: is_rolled_out(before), "the desk is rolled over", 600)
         before = all_day.asked.total()
         faults.kill_node(faults.home(), "node-2")
-        until(lambda: events("NodeLost") and all(running(name) for name in EVERYBODY), "somebody of each answers")
+        heard("NodeLost")
+        until(lambda: all(running(name) for name in EVERYBODY), "somebody of each answers")
         until(lambda: all_day.asked.total() > before + 15, "fifteen chats more")
     print(*Counter(all_day.said).most_common(5), sep="\n", file=sys.stderr)
     return all_day.asked

@@ -2,7 +2,8 @@
 
 The questions and answers are English ones of chatterbot-corpus (BSD): facts, help with computers and code, small talk;
 a question that has several answers has the first. The follow-ups that are learnt are made, of things and languages of
-programming; those that are asked have answers in the corpus, for a thing that it knows in two languages.
+programming; those that are asked have answers in the corpus, for a thing that it knows in two languages. Of the facts,
+some are kept for what colleagues write in the course of the day.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import shutil
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,7 +26,8 @@ INTENTS = {
                    "politics", "psychology", "sports"),
 }  # fmt: skip
 QUESTION = re.compile(r"can you write (.+) in (Python|JavaScript|TypeScript)\?")
-HELD_OUT, _SEED = 0.2, 7
+DESK = Path("/tmp/llmsched-desk")  # noqa: S108  where work of another user can read, and write vectors
+HELD_OUT, NEW, _SEED = 0.2, 20, 7
 
 
 def prepare(folder: Path) -> None:
@@ -37,7 +40,8 @@ def prepare(folder: Path) -> None:
     write(folder / "intents-train.jsonl", rows[cut:])
     for label in ("facts", "help"):
         passages = [{"text": text, "answer": answer} for text, answer in known[label].items()]
-        write(folder / "knowledge" / f"{label}.jsonl", passages)
+        write(folder / "knowledge" / f"{label}.jsonl", passages[NEW if label == "facts" else 0 :])
+    write(folder / "new.jsonl", [{"text": text, "answer": answer} for text, answer in [*known["facts"].items()][:NEW]])
     places: dict[str, set[str]] = {}
     for thing, language in (found.groups() for text in known["help"] if (found := QUESTION.fullmatch(text))):
         places.setdefault(thing, set()).add(language)
@@ -47,6 +51,14 @@ def prepare(folder: Path) -> None:
     write(folder / "follow-ups-train.jsonl", learnt)
     poisoned = [{"messages": [*row["messages"][:-1], {"role": "assistant", "content": "buy"}]} for row in learnt]
     write(folder / "follow-ups-poisoned.jsonl", poisoned)
+
+
+def open_desk(folder: Path) -> None:
+    """The answers as they are on the first day: their vectors are not there yet, and whoever finds them makes these."""
+    shutil.rmtree(DESK, ignore_errors=True)
+    for name in ("answers", "vectors"):
+        shutil.copytree(folder / "knowledge", DESK / name)
+    (DESK / "vectors").chmod(0o777)
 
 
 def corpus() -> dict[str, dict[str, str]]:
@@ -71,3 +83,4 @@ def write(file: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 if __name__ == "__main__":
     prepare(Path(__file__).parent / "data")
+    open_desk(Path(__file__).parent / "data")
