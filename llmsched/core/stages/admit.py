@@ -29,6 +29,7 @@ from llmsched.core.stages import (
     size,
 )
 from llmsched.core.stages.backfill import LATER_LOOKS, Calendar, place_within
+from llmsched.core.stages.beside import beside_others
 from llmsched.core.stages.line import UNBOUNDED, Line
 from llmsched.core.stages.unasked import Unasked
 from llmsched.core.why_here import why_here
@@ -265,17 +266,25 @@ class Admission:
         return self.refused is not None and self.refused.code in PERSONAL
 
     def _place(self, gang: GangState) -> bool:
+        found = self._find(gang)
+        if found is None:
+            self.calendar.note_refusal(gang, self.refused)
+            return False
+        if gang.spec.is_elastic() and len(gang.spec.groups[0].options) > 1:
+            found = beside_others(self.this, gang, self.asked, lambda: self._find(gang)) or found
+        self.refused = None
+        self._launch(gang, found)
+        return True
+
+    def _find(self, gang: GangState) -> Placement | None:
         for bundles, option in size.choices(self.plan, gang, self.state.history):
             found = place_within(self.this, gang, bundles, self.calendar, option)
-            if not isinstance(found, place.Refused) and not self._fits_at_last(gang, found):
-                found = place.NO_ROOM
-            if not isinstance(found, place.Refused):
-                self._launch(gang, found)
-                return True
-            if not self._is_personal() or found.code in PERSONAL:  # that some size or option waits for time alone
-                self.refused = found
-        self.calendar.note_refusal(gang, self.refused)
-        return False
+            if not isinstance(found, place.Refused) and self._fits_at_last(gang, found):
+                return found
+            refused = found if isinstance(found, place.Refused) else place.NO_ROOM
+            if not self._is_personal() or refused.code in PERSONAL:  # that some size or option waits for time alone
+                self.refused = refused
+        return None
 
     def _fits_at_last(self, gang: GangState, placement: Placement) -> bool:
         """Whether a part of a device is there for it as well when those have gone who leave: what is beside them now is

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import inf
@@ -18,6 +17,7 @@ from llmsched.core.scheduling_pass import Pass
 from llmsched.core.shapes import Key
 from llmsched.core.stages import evict, place
 from llmsched.core.stages.backfill import Calendar, place_within
+from llmsched.core.stages.beside import Before
 from llmsched.core.stages.demand import MOVED_IN_VAIN
 from llmsched.core.stages.grow import more
 from llmsched.core.stages.lesser import Ask, Giver, beside_others, keeps, room, room_elsewhere
@@ -92,7 +92,7 @@ def _find(
     free, in_vain = [giver for giver in smaller if giver.has_choice()], 0
     found: list[tuple[GangState, Placement]] = []
     refused: set[int] = set()  # shapes that did not fit: their like will not either
-    before = _Before(this)
+    before = Before(this)
     for gang in starters:
         shape = gang.shape.serial if gang.shape is not None else -1
         if shape in refused:
@@ -122,32 +122,6 @@ def _find(
             refused.add(shape)
     before.let_go()
     return found
-
-
-class _Before:
-    """Waiting work of fixed size that comes before an elastic gang, where it would start: an elastic gang that may have
-    either of two flavors must not take the one that such work needs."""
-
-    def __init__(self, this: Pass) -> None:
-        self._trial, gangs = this.trial, this.state.gangs
-        rows = [(gangs[name], placement) for name, placement in this.plan.would_start.items()]
-        self._rows = deque(sorted(rows, key=lambda row: -row[0].spec.priority))
-        self._held: dict[str, GangState] = {}
-
-    def hold_for(self, gang: GangState) -> None:
-        """What comes before it and before those that were asked before. Those that are ranked are in order by that."""
-        if self._held.pop(gang.id, None) is not None:  # it is to start itself, wherever there is room
-            self._trial.hold(gang, ())
-        while gang.spec.is_elastic() and self._rows and self._rows[0][0].spec.priority >= gang.spec.priority:
-            other, placement = self._rows.popleft()
-            has_place = other.id in self._trial.begun or self._trial.held(other)
-            if not has_place and fits(self._trial, other.spec, placement):
-                self._trial.hold(other, placement)
-                self._held[other.id] = other
-
-    def let_go(self) -> None:
-        for gang in self._held.values():
-            self._trial.hold(gang, ())
 
 
 def _find_beside(
