@@ -155,7 +155,7 @@ def moved(given: Given) -> tuple[int, str | None]:
 def test_an_elastic_gang_moves_to_as_many_of_the_faster_ones_as_are_free(low: int, most: int) -> None:
     """One that may change its size was looked at by elasticity alone, which knows of no other flavor than that where
     it is: it stayed on slow GPUs for good beside faster ones that were idle."""
-    given = on_t4(cluster("1 node x 4 A100, 1 node x 4 T4"), elastic(low, most))
+    given = on_t4(cluster("1 node x 4 A100, 1 node x 4 T4"), elastic(low, most)).after(60.0)
     assert given.turn().decisions == [Preempt("e", "faster_flavor")]
     assert moved(given) == (most, "A100")
 
@@ -167,7 +167,7 @@ def test_an_elastic_gang_moves_where_more_gpus_make_up_for_slower_ones(taken: in
     given.turn(facts.Submitted(given.now, elastic(1, 8)))
     given.after(1.0, facts.Bound(given.now, "e/0", 1)).turn()
     assert (given.state.gangs["e/0"].size, given.state.gangs["e/0"].flavor) == (4 - taken, "A100")
-    given.after(200.0, facts.Finished(given.now, "t/0", 1, "succeeded"))
+    given.after(200.0, facts.Finished(given.now, "t/0", 1, "succeeded")).after(60.0)
     assert given.turn().decisions == ([Preempt("e", "faster_flavor")] if moves else [])
     assert not moves or moved(given) == (8, "T4")
 
@@ -212,8 +212,21 @@ def test_an_elastic_gang_moves_to_no_gpus_that_somebody_waits_for_nor_where_move
     given.after(1.0, facts.Bound(given.now, "e/0", 1)).turn()
     if why == "somebody waits for them":
         given.pending("waits", 4, flavor="A100").turn()
-    given.after(200.0, facts.Finished(given.now, "b0/0", 1, "succeeded"))
+    given.after(200.0, facts.Finished(given.now, "b0/0", 1, "succeeded")).after(60.0)
     assert given.turn().decisions == ([] if why else [Preempt("e", "faster_flavor")])
+
+
+@pytest.mark.parametrize(("idle_s", "moves"), [(40.0, False), (80.0, True)])
+def test_an_elastic_gang_moves_to_no_gpus_between_one_short_job_and_the_next(idle_s: float, moves: bool) -> None:
+    """It moved to and fro, and began anew twice for each of them. What a move costs is gained there in a minute."""
+    given = cluster("1 node x 4 A100, 1 node x 4 T4").scheduling(restart_cost_s=180.0)
+    given = on_t4(given, elastic(1, 4)).after(400.0)
+    for number in range(6):
+        given.pending(f"s{number}", 4, flavor="A100").turn()
+        given.after(100.0, facts.Finished(given.now, f"s{number}/0", 1, "succeeded")).turn()
+        assert given.after(idle_s).turn().decisions == ([Preempt("e", "faster_flavor")] if moves else [])
+        if moves:
+            break
 
 
 @pytest.mark.parametrize(("priority", "moves"), [(80, False), (50, False), (10, True)])

@@ -63,9 +63,9 @@ def beside_others(
         if not isinstance(found, place.Refused):
             trial.hold(other, found)
             is_any = True
-    placement = ask() if is_any else None
+    mine = ask() if is_any else None
     trial.rollback(mark)
-    return placement
+    return mine
 
 
 def _with_a_share(this: Pass, gang: GangState, asked: Collection[int]) -> Iterator[GangState]:

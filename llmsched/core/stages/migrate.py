@@ -8,7 +8,10 @@ of its flavors until something else evicts it.
 
 An elastic gang moves to the fastest pair of size and flavor, last of all: by then who waits and who grows has been
 asked, and what waiting work of fixed size starts on, or others of that flavor are to grow by, is not for it, nor any
-GPU of a flavor that somebody waits for. So it has there what nobody else wants.
+GPU of a flavor that somebody waits for. So it has there what nobody else wants. And it moves only to nodes on which
+nobody has let go of anything for as long as it takes to gain what the move costs: where short work comes and goes it
+would lose two restarts for each of them. Whoever rents until the rent has come to the price, and then buys, pays at
+most twice the least (ski rental: Karlin, Manasse, Rudolph and Sleator, 1988).
 
 Its new place is kept for it while it leaves, and then promised to it (`Preempt.goes_to`): it begins there, or where it
 is faster still, or waits by its rank and age as anybody does.
@@ -147,27 +150,32 @@ class Moves:
             rows.sort(key=lambda row: (-row[0], row[1], row[2]))
         return [row for row in rows if self._is_free(gang, row[1], row[2])]
 
-    def _pays(self, gang: GangState) -> list[tuple[int, int]]:
-        """(size, option) with free GPUs with which it would end sooner, restart included, the fastest first."""
+    def _pays(self, gang: GangState) -> list[tuple[float, int, int]]:
+        """(speed, size, option) with free GPUs with which it would end sooner, restart included, the fastest first."""
         now, cost = gang.pace(gang.size), self._this.state.configuration.scheduling.restart_cost_s
         left = self._this.view.work_left(gang)
         if left is None:
             left = max(UNKNOWN_S, self._this.view.worked_s(gang))
-        return [
-            (size, option)
-            for speed, size, option in self._faster(gang)
-            if left / speed * SOONER + cost < left / max(now, 1e-9)
-        ]
+        return [row for row in self._faster(gang) if left / row[0] * SOONER + cost < left / max(now, 1e-9)]
+
+    def _is_at_rest(self, gang: GangState, speed: float, placement: Placement) -> bool:
+        """Whether these nodes have had so much to spare for as long as it takes to gain what a move to them costs."""
+        state, now = self._this.state, gang.pace(gang.size)
+        gained_in_s = state.configuration.scheduling.restart_cost_s * now / max(speed - now, 1e-9)
+        let_go_at = max(state.nodes[placed.node].idle_since for placed in placement)
+        return self._this.plan.has_come(let_go_at + gained_in_s)
 
     def _move(self, gang: GangState, but: Collection[str | None] = ()) -> None:
         this = self._this
         if self._count >= MOVED_AT_MOST:
             return
-        for size, option in self._pays(gang):
+        for speed, size, option in self._pays(gang):
             if gang.spec.groups[0].options[option].flavor in but:
                 continue
             found = _try(this, gang, size, option, ~self._calendar.closed(gang, size))
             if found is None or not self._calendar.allows(gang, found):
+                continue
+            if gang.spec.is_elastic() and not self._is_at_rest(gang, speed, found):
                 continue
             flavor = gang.spec.groups[0].options[option].flavor or ""
             why = say("preempt.faster_flavor", flavor=Ref(FLAVOR, flavor))
