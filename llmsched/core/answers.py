@@ -266,7 +266,7 @@ class Elasticity(Checked):
             "period_s", 0.0, lambda value: isinstance(value, (int, float)) and 0 <= value < inf, "seconds"
         )
 
-    def share(self, gangs: Sequence[GangState], capacity: int, view: View) -> dict[str, int]:
+    def share(self, gangs: Sequence[GangState], capacity: float, view: View) -> dict[str, int]:
         """Of those that were asked about; who is left out keeps what the stage gives without a policy."""
         self._first()
         found = self._asked("share", self.policy.share, tuple(GangView(gang) for gang in gangs), capacity, view)

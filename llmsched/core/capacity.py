@@ -311,10 +311,11 @@ class Capacity:
                 kinds[state.node.total] = kinds.get(state.node.total, 0) + 1
         return kinds
 
-    def parts_left(self, mask: int) -> int:
-        """Thousandths of GPUs that are free of devices of which somebody has a part: with what is held of them they add
-        up to the devices that come free when those let go."""
-        return sum(MILLI - used for state in self.nodes(mask & self.shared) for used in state.shares.values())
+    def parts_left(self, mask: int, of: int = 1) -> int:
+        """Thousandths of GPUs that are free, in parts of that size, of devices of which somebody has a part: with what
+        is held of them they add up, in the smallest parts, to the devices that come free when those let go."""
+        used = (each for state in self.nodes(mask & self.shared) for each in state.shares.values())
+        return sum((MILLI - each) // of * of for each in used)
 
     def domains(self, level: str) -> dict[str, int]:
         """Domain name -> mask of its nodes, by name."""

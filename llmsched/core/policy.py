@@ -91,8 +91,9 @@ class Preemption(Protocol):
 
 
 class Elasticity(Protocol):
-    """Sizes for elastic gangs, waiting and running, out of `capacity` GPUs. `period_s`: how often to ask again (0: on
-    events only). The stage keeps [min, max], the step, quota and nodes.
+    """Sizes for elastic gangs, waiting and running, out of `capacity` GPUs: a whole number, unless a bundle of one of
+    them is a part of a GPU. `period_s`: how often to ask again (0: on events only). The stage keeps [min, max], the
+    step, quota and nodes.
 
     It may have `replicas(serve, low, asked, gangs, capacity, view) -> (replicas, gang or "")`: how many, from `low` to
     `asked`, an endpoint is to have of `capacity` GPUs, where elastic `gangs` of its queue and priority could use them
@@ -100,7 +101,7 @@ class Elasticity(Protocol):
 
     period_s: float
 
-    def share(self, gangs: Sequence[GangView], capacity: int, view: View) -> Mapping[str, int]: ...
+    def share(self, gangs: Sequence[GangView], capacity: float, view: View) -> Mapping[str, int]: ...
 
 
 class Autoscaling(Protocol):

@@ -301,3 +301,26 @@ def test_an_elastic_gang_makes_way_in_its_queue_though_gpus_of_another_queue_are
     given.pending("high", 2, queue="a", priority=priority)
     given.after(120.0)
     assert given.turn().decisions == [Preempt("e", "in_queue_rank"), Nominate("high", 2)]
+
+
+@pytest.mark.parametrize(("ordering", "gpus", "left"), [("priority", 8, 0), ("priority", 6, 2), ("fair_share", 8, 0)])
+def test_one_of_a_higher_priority_for_which_both_fixed_and_elastic_work_must_leave_starts(
+    ordering: str, gpus: int, left: int
+) -> None:
+    """The ranking took what the elastic gang has for its own, and elasticity what the fixed one has: each half of the
+    room waited for the other, and nobody left."""
+    given = cluster("1 node x 8").policies(ordering=ordering).rules("by_rank", "any").scheduling(quantum_s=60.0)
+    given.running("fixed", 4, priority=20).running("e", 4, elastic=(1, 4), priority=20).after(100.0)
+    given.pending("high", gpus, priority=90).after(100.0).settle()
+    assert given.phase("high") == "running" and given.phase("fixed") == "waiting"
+    assert given.state.gangs["e/0"].size == left
+
+
+def test_one_that_has_waited_long_starts_though_fixed_and_elastic_work_must_leave_for_it() -> None:
+    given = cluster("1 node x 2").policies(ordering="priority").rules("by_rank", "any")
+    given.scheduling(quantum_s=60.0, hold_after_s=600.0)
+    given.running("fixed", 1).running("e", 1, elastic=(1, 2)).after(4000.0).pending("old", 2)
+    given.turn()
+    assert given.after(300.0).settle().phase("old") == "waiting"
+    given.after(1500.0).settle()
+    assert given.after(60.0).settle().phase("old") == "running"

@@ -177,6 +177,20 @@ def test_who_holds_a_part_of_a_gpu_leaves_for_whole_ones(rule: str, gpus: int, h
     }
 
 
+def test_nobody_leaves_one_node_for_who_goes_to_another_as_a_part_is_among_what_goes() -> None:
+    """The eight cheapest by number were seven of one node and one of the other; with the half beside it fitted, and the
+    one of the other node had left in vain."""
+    given = cluster("1 node x 8 A, 1 node x 8 B").policies(ordering="priority").rules("lower_priority")
+    given.running("half", 0.5, flavor="A", priority=20).after(3000.0)
+    for number in range(8):
+        given.running(f"m{number}", 1, flavor="B", priority=20)
+    given.after(1000.0)
+    for number in range(7):
+        given.running(f"y{number}", 1, flavor="A", priority=20)
+    given.after(1000.0).pending("high", 8, priority=90)
+    assert {one.name[0] for one in given.turn().decisions if isinstance(one, Evicted)} == {"h", "y"}
+
+
 def test_an_owner_gets_back_what_a_part_of_a_gpu_keeps_it_from() -> None:
     given = (
         cluster("1 node x 1").queue("a", 1).queue("b", 0).rules("lower_priority", "any").running("v", 0.5, queue="b")

@@ -54,10 +54,10 @@ def beside_others(
     for name, placement in this.plan.would_start.items():
         other = state.gangs[name]
         shape = other.shape
-        if shape is not None and shape.serial not in asked and _is_free(this, other):
-            if fits(trial, other.spec, placement):
-                trial.hold(other, placement)
-                is_any = True
+        may_start = shape is not None and shape.serial not in asked and _is_free(this, other)
+        if may_start and fits(trial, other.spec, placement):
+            trial.hold(other, placement)
+            is_any = True
     for other in islice(_with_a_share(this, gang, asked), STARTS_TRIED):
         found = place.find(this, other, other.spec.min_size, explain=False)
         if not isinstance(found, place.Refused):

@@ -8,22 +8,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from llmsched.core.amounts import flavor_of, flavors_of, need_milli, options_of
-from llmsched.core.records import GangState, flavor_held
+from llmsched.core.amounts import bundle_milli, flavor_of, flavors_of, need_milli, options_of
+from llmsched.core.records import GangState, allowed_sizes, flavor_held
 from llmsched.core.resources import MILLI
 from llmsched.core.room import OPEN, Closed, Room
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages.backfill import LATER_LOOKS, Calendar
+from llmsched.core.stages.lesser import keeps
 from llmsched.core.workload import Workload
 
 Wish = tuple[str | None, int]  # (flavor, None: any; thousandths of GPUs)
 
 
 class Count:
-    """GPUs and quota by the number, as if nobody of a line held anything."""
+    """GPUs and quota by the number, as if nobody of a line held anything. Elastic gangs that run do with less than they
+    hold, down to their least."""
 
     def __init__(self, this: Pass, calendar: Calendar) -> None:
-        self.state, self.calendar = this.state, calendar
+        self.state, self.calendar, self._sizes = this.state, calendar, this.plan.sizes
         self.quota = this.state.quota
         self.room = Room(this.trial, calendar.windows.rows, with_parts=True)
         self._held: dict[str, Wish] = {}  # of those that run
@@ -37,7 +39,11 @@ class Count:
     def wishes(self, gang: GangState) -> list[Wish]:
         """What would do, best first."""
         held = self._held.get(gang.id)
-        return self._asked(gang.spec) if held is None else [held]
+        if held is None:
+            return self._asked(gang.spec)
+        share, each = self._sizes.get(gang.id, 0), bundle_milli(gang.spec, gang.option)
+        smaller = [size for size in reversed(allowed_sizes(gang.spec)) if size < gang.size] if share else []
+        return [held, *((held[0], size * each) for size in smaller)]
 
     def _asked(self, spec: Workload) -> list[Wish]:
         found = []
@@ -146,7 +152,9 @@ class Count:
     def _finds_room(self, gang: GangState, flavor: str | None, need: int) -> bool:
         """If there is, it has it from now on."""
         if gang.id in self._held:
-            return self.room.stays(gang, gang.held, flavor, need)
+            is_smaller = need < self._held[gang.id][1]
+            held = keeps(gang, need // bundle_milli(gang.spec, gang.option), gang.held) if is_smaller else gang.held
+            return self.room.stays(gang, held, flavor, need)
         if not self.room.has(flavor, need):
             return False
         closed: Closed = self.calendar.closed_to(gang) if self.calendar.windows.rows else OPEN

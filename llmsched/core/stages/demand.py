@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from math import inf
 from typing import NamedTuple
 
-from llmsched.core.amounts import flavor_of, need_milli, options_of
+from llmsched.core.amounts import bundle_milli, flavor_of, need_milli, options_of
 from llmsched.core.possible import able_options, option_of
 from llmsched.core.records import GangState, amount_of, size_of
+from llmsched.core.resources import MILLI
 from llmsched.core.room import OPEN, Closed, Room
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.shapes import Shape
@@ -204,7 +205,8 @@ class Demand:
             if trial.held(gang):
                 trial.hold(gang, ())
             trial.unpromise(gang)
-        room, found = Room(trial, rows), list[Limit]()
+        parts = any(bundle_milli(gang.spec, option_of(self._this.state, gang)) % MILLI for gang in sharing)
+        room, found = Room(trial, rows, with_parts=parts), list[Limit]()
         by_queue: dict[str, list[GangState]] = {}
         for gang in sharing if quota.enforced else ():
             by_queue.setdefault(gang.spec.queue, []).append(gang)

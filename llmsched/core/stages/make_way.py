@@ -282,7 +282,12 @@ def _spare(
     """Who has to leave, and who only to become smaller. `beside_all`: who stays where it is for all that start or grow;
     `on_node`: where these are."""
     trial, leaving, less = this.trial, list[GangState](), list[GangState]()
-    for gang in sorted(victims, key=lambda gang: gang.id not in beside_all):  # who stays for all, then best first
+
+    def turn(gang: GangState) -> tuple[bool, bool]:
+        """Who stays for all, then best first, but for those that may also become smaller."""
+        return gang.id not in beside_all, bool(this.plan.sizes.get(gang.id))
+
+    for gang in sorted(victims, key=turn):
         with kept(trial, [] if gang.id in beside_all else calendar.left_beside(gang, on_node)):
             stays = _stays(this, gang, smaller)
         if stays:

@@ -222,7 +222,7 @@ class Search:
         missing = self._whole() - self._at_most(mask)
         gives = [rules.gpus_of(victim) for victim, _ in rows]
         after = [sum(gives[at:]) for at in range(len(rows) + 1)]  # what all from there on could give
-        steps = STEPS
+        steps, before = STEPS, dict[str, Placement]()
 
         def is_better(choice: Choice) -> bool:
             cost = self.cost_of
@@ -241,10 +241,15 @@ class Search:
             if chosen and freed >= missing and rules.holds():
                 steps -= STEPS // SETS_TRIED
                 placement = self._find(mask)
-                if placement is not None and not self._would_take_back(choice.victims, choice.why, placement):
-                    choice.placement = placement
-                    best = choice
-                    return
+                if placement is not None:
+                    mark = trial.mark()
+                    choice.placement = self._spare(gone, before, mask, placement)
+                    choice.shortfall = rules.shortfall_of(gone)
+                    is_for_good = not self._would_take_back(gone, choice.why, choice.placement)
+                    trial.rollback(mark)
+                    if is_for_good:
+                        best = choice
+                        return
             for at in range(first, len(rows)):
                 if steps <= 0 or freed + after[at] < missing:
                     return
@@ -253,6 +258,7 @@ class Search:
                 if not code_now:
                     continue
                 mark = trial.mark()
+                before[victim.id] = trial.held(victim)
                 trial.hold(victim, ())
                 go_on(at + 1, [*chosen, (victim, code_now)], freed + gives[at])
                 trial.rollback(mark)
@@ -361,14 +367,7 @@ class Search:
                     break
             if found is None:
                 return None
-            for victim in reversed(chosen[:-1]):  # walk back: whoever is not needed is spared
-                trial.hold(victim, before[victim.id])
-                placed = self._find(scope)
-                if placed is None or not rules.holds():
-                    trial.hold(victim, ())
-                else:
-                    found = placed
-                    chosen.remove(victim)
+            found = self._spare(chosen, before, scope, found)
             choices = [Choice(found, chosen, why, rules.shortfall_of(chosen))]
             if self._would_take_back(chosen, why, found):
                 choices = []
@@ -378,6 +377,19 @@ class Search:
             return min(choices, key=lambda one: one.rank(rules, self.cost_of), default=None)
         finally:
             trial.rollback(start)
+
+    def _spare(self, chosen: list[GangState], before: dict[str, Placement], scope: int, found: Placement) -> Placement:
+        """Walk back: whoever is not needed is none of the chosen any more, and holds what he did before. Where it then
+        goes."""
+        for victim in reversed(chosen[:-1]):
+            self.trial.hold(victim, before[victim.id])
+            placed = self._find(scope)
+            if placed is None or not self.rules.holds():
+                self.trial.hold(victim, ())
+            else:
+                found = placed
+                chosen.remove(victim)
+        return found
 
     def _alone(self, start: int, scope: int, eligible: list[Row]) -> Iterator[Choice]:
         """One victim, where one is enough."""
@@ -435,10 +447,17 @@ def _scopes(
     goal = need if need <= largest else bundle  # a gang too large for one node clears several, bundle by bundle
     nodes = trial.state.nodes
     gain: dict[str, int] = {}
+
+    def at_most(name: str) -> int:
+        """What comes free there beside what victims hold: the rest of a device of which they have parts, too."""
+        node = nodes[name]
+        return max(node.free_whole, 0) * MILLI + capacity.parts_left(1 << node.slot)
+
     for giver in offered:
         for placed in trial.held(giver.gang) if giver.has_choice() else ():
-            before = gain.get(placed.node, max(nodes[placed.node].free_whole, 0) * MILLI)
-            gain[placed.node] = before + amount_of(giver.gang.spec, placed).gpus_milli
+            gain[placed.node] = (
+                gain.get(placed.node, at_most(placed.node)) + amount_of(giver.gang.spec, placed).gpus_milli
+            )
     found: list[int] = []
     for victim, _ in allowed:
         held = trial.places(victim)
@@ -448,8 +467,7 @@ def _scopes(
                 continue
             amount = amount_of(victim.spec, placed).gpus_milli
             there = held.count(placed) if placed.gpu_index < 0 else 1
-            before = gain.get(placed.node, max(node.free_whole, 0) * MILLI)
-            gain[placed.node] = before + amount * there
+            gain[placed.node] = gain.get(placed.node, at_most(placed.node)) + amount * there
             if gain[placed.node] >= goal:
                 found.append(1 << node.slot)
         if goal == need and len(found) >= SCOPES_TRIED:

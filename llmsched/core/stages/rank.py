@@ -72,9 +72,7 @@ def run(this: Pass, calendar: Calendar) -> dict[str, None]:
         staying = evict.Staying(this, [gang for _, gang in running])
         starters, victims = _pick(this, calendar, running, classes, staying)
         if starters:
-            sized = _sized(this)
-            staying = evict.Staying(this, [gang for _, gang in (*running, *sized)])
-            settled |= make_way.run(this, calendar, staying, starters, victims, running=[*running, *sized])
+            settled |= make_way.run(this, calendar, staying, starters, victims, running=running)
         if plan.is_cut:
             break
     if trial.leaving and state.waiting.elastic:
@@ -128,12 +126,15 @@ def _owed(this: Pass) -> dict[str, Row]:
 
 def _of_running(this: Pass, gang: GangState) -> Key:
     """Who was owed its start goes on to come first until it has had its part: before all of its priority but those that
-    are owed one and were due before it. Elastic gangs come before all of their priority where they hold their least:
-    then nothing is left but to stop them for a higher one. () for who is not ranked: it is brought to its share."""
-    if this.plan.sizes.get(gang.id):
-        is_least = gang.status is Status.RUNNING and gang.size <= gang.spec.min_size
-        return ((-gang.spec.priority,), -inf, -inf, gang.id) if this.policies.ordering.by_priority and is_least else ()
-    return by_due(this, gang) if is_owed(gang, this.plan.has_come) else key_with_age(this, gang)
+    are owed one and were due before it. Elastic gangs that have a share come after those, and before all others of
+    their priority. () for who is not ranked: it changes its size."""
+    share = this.plan.sizes.get(gang.id)
+    if share and (gang.status is not Status.RUNNING or gang.id in this.trial.shrinking):
+        return ()
+    if is_owed(gang, this.plan.has_come):
+        return by_due(this, gang)
+    first = (-gang.spec.priority,) if this.policies.ordering.by_priority else ()
+    return (first, -inf, inf, gang.id) if share else key_with_age(this, gang)
 
 
 def _lines(this: Pass, calendar: Calendar) -> list[tuple[list[Row], list[_Class]]]:
@@ -302,7 +303,7 @@ def _sized(this: Pass) -> list[Row]:
         gang = state.gangs[name]
         may_leave = gang.status is Status.RUNNING and gang.spec.preemptible and not gang.lost_members
         may_leave = may_leave and name not in this.trial.leaving and name not in this.trial.shrinking
-        if not may_leave or not this.plan.sizes.get(name) or _of_running(this, gang):
+        if not may_leave or not this.plan.sizes.get(name) or gang.size <= gang.spec.min_size:
             continue
         found.append((by_due(this, gang) if is_owed(gang, this.plan.has_come) else _turn(this, gang), gang))
     return found

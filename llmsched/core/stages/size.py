@@ -9,7 +9,7 @@ Those that a reservation keeps out share what is outside of it, and those of one
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import inf
+from math import gcd, inf
 
 from llmsched.core.amounts import bundle_milli, flavors_of, need_milli
 from llmsched.core.estimate import History
@@ -26,6 +26,7 @@ from llmsched.core.state import State
 from llmsched.core.trial import Trial
 
 GANGS_SHARED = 4096  # elastic gangs one pass asks the policy about
+ROUNDING = 1e-9  # GPUs: sums of parts of a GPU, as a policy makes them, are no more than what it is given
 
 
 def run(this: Pass, calendar: Calendar) -> None:
@@ -41,8 +42,8 @@ def run(this: Pass, calendar: Calendar) -> None:
     owed = _owed(this, running) if by_rank else {}
     plan.sizes.update((name, nearest(gang, gang.spec.min_size)) for name, gang in owed.items())
     gangs = sorted(running + waiting, key=lambda g: (g.submitted_at, g.workload_id, g.index))[:GANGS_SHARED]
-    there = free_at_last(trial)
     for flavors, sharing in _pools(state, gangs):
+        there = free_at_last(trial, _smallest_milli(state, sharing))
         free = sum(there.get(flavor, 0) for flavor in flavors)
         held = sum(gang.gpus_milli() for gang in sharing if gang.held)
         held += sum(  # promised to elastic gangs: theirs to size as well
@@ -50,7 +51,7 @@ def run(this: Pass, calendar: Calendar) -> None:
             for gang in sharing
             if not gang.is_active() and gang.nomination is not None
         )
-        capacity = max(0, free * MILLI + held - demand.rigid_of(flavors))
+        capacity = max(0, free + held - demand.rigid_of(flavors))
         _share_out(this, sharing, capacity, by_rank, demand, flavors, demand.limits(flavors, sharing))
         _give_the_owed(this, sharing, capacity, owed, demand, flavors)
     if policy.period_s:
@@ -58,13 +59,33 @@ def run(this: Pass, calendar: Calendar) -> None:
         plan.wake(plan.at + policy.period_s)
 
 
-def free_at_last(trial: Trial) -> dict[str | None, int]:
-    """GPUs of each flavor that are free and promised to nobody when all who are on the way out have gone."""
+def free_at_last(trial: Trial, smallest: int = MILLI) -> dict[str | None, int]:
+    """Thousandths of GPUs of each flavor that are free and promised to nobody when all who are on the way out have
+    gone, in whole ones and in parts of this size of those of which others have a part."""
     capacity, mark = trial.state.capacity, trial.mark()
     trial.let_them_go()
-    found = {flavor: capacity.free_gpus(mask & capacity.open) for flavor, mask in capacity.by_flavor.items()}
+    found: dict[str | None, int] = {}
+    for flavor, mask in capacity.by_flavor.items():
+        found[flavor] = capacity.free_gpus(mask & capacity.open) * MILLI
+        if smallest < MILLI:
+            found[flavor] += capacity.parts_left(mask & capacity.open, smallest)
     trial.rollback(mark)
     return found
+
+
+def _smallest_milli(state: State, gangs: list[GangState]) -> int:
+    """Thousandths of GPUs of the smallest bundle."""
+    return min((each for gang in gangs if (each := _bundle_milli(state, gang))), default=MILLI)
+
+
+def _step_milli(state: State, gangs: list[GangState]) -> int:
+    """What all bundles are multiples of: whole GPUs, or parts of one."""
+    return gcd(MILLI, *(_bundle_milli(state, gang) for gang in gangs))
+
+
+def _in_gpus(state: State, gangs: list[GangState], amount: int) -> float:
+    """Whole ones, unless one of them asks for parts."""
+    return max(0, amount) // MILLI if _step_milli(state, gangs) == MILLI else max(0, amount) / MILLI + ROUNDING
 
 
 def _share_out(
@@ -140,16 +161,16 @@ def _shares(
     for them: they share that, and the others all the rest."""
     policy = this.policies.elasticity
     capacity = min((capacity, *(most for bound, most in bounds if len(bound) == len(gangs))))
-    sizes = dict(policy.share(gangs, max(0, capacity) // MILLI, this.view))
+    sizes = dict(policy.share(gangs, _in_gpus(this.state, gangs, capacity), this.view))
     for bound, most in bounds:
         if len(bound) == len(gangs):
             continue
         if sum(sizes.get(gang.id, 0) * _bundle_milli(this.state, gang) for gang in bound) > most:
             names = {gang.id for gang in bound}
             others = [gang for gang in gangs if gang.id not in names]
-            sizes |= policy.share(bound, max(0, most) // MILLI, this.view)
+            sizes |= policy.share(bound, _in_gpus(this.state, bound, most), this.view)
             if others:
-                sizes |= policy.share(others, max(0, capacity - most) // MILLI, this.view)
+                sizes |= policy.share(others, _in_gpus(this.state, others, capacity - most), this.view)
     return sizes
 
 
@@ -305,6 +326,7 @@ def _entitled(trial: Trial, by_queue: dict[str, list[GangState]], capacity: int)
         promised = {name: int(value) for name, value in guarantee_then_weight(state).items()}
     else:
         promised = {name: nominal_milli(queues[name]) if name in queues else 0 for name in by_queue}
+    step = _step_milli(state, [gang for members in by_queue.values() for gang in members])
     demand: dict[str, int] = {}
     share: dict[str, int] = {}
     most: dict[str, int] = {}
@@ -317,9 +339,7 @@ def _entitled(trial: Trial, by_queue: dict[str, list[GangState]], capacity: int)
         more = sum(max(0, state.quota.available(name, flavor)) for flavor in rows.values())
         most[name] = min(demand[name], elastic_now + more)
         due = min(demand[name], max(0, promised.get(name, 0) - rigid))
-        share[name] = (
-            due - due % MILLI
-        )  # what is left of a GPU beside a part that somebody holds is nobody's to grow by
+        share[name] = due - due % step  # what is left of a GPU beside a part that somebody holds is nobody's to grow by
     left = capacity - sum(share.values())
     while left < 0:  # rigid work waits or holds a part of it: the largest share gives first
         largest = max(share, key=lambda name: (share[name], name))
@@ -330,14 +350,12 @@ def _entitled(trial: Trial, by_queue: dict[str, list[GangState]], capacity: int)
         left += given
     if state.configuration.scheduling.fair_share == GUARANTEE:
         return share
-    while left >= MILLI:
-        asking = [name for name in by_queue if share[name] + MILLI <= most[name]]
-        if not asking:
-            break
-        for name in asking:
-            if left >= MILLI:
-                share[name] += MILLI
-                left -= MILLI
+    for part in dict.fromkeys((MILLI, step)):
+        while left >= part and (asking := [name for name in by_queue if share[name] + part <= most[name]]):
+            for name in asking:
+                if left >= part:
+                    share[name] += part
+                    left -= part
     return share
 
 

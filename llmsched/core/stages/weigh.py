@@ -83,7 +83,7 @@ def _capacity(this: Pass, record: WorkloadState, gangs: list[GangState]) -> int:
     there = free_at_last(this.trial)
     named = {flavor for spec in (record.workload, *(gang.spec for gang in gangs)) for flavor in flavors_of(spec)}
     flavors = [*there] if None in named else [flavor for flavor in there if flavor in named]
-    free = sum(there[flavor] for flavor in flavors) * MILLI
+    free = sum(there[flavor] for flavor in flavors)
     if state.quota.enforced:
         rows = {state.quota.row_of(queue, flavor): flavor for flavor in flavors}
         free = min(free, sum(max(0, state.quota.available(queue, flavor)) for flavor in rows.values()))

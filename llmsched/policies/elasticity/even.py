@@ -10,7 +10,7 @@ from llmsched.core.policy import GangView, View
 class Even:
     period_s = 0.0
 
-    def share(self, gangs: Sequence[GangView], capacity: int, view: View) -> Mapping[str, int]:
+    def share(self, gangs: Sequence[GangView], capacity: float, view: View) -> Mapping[str, int]:
         rows = [(gang.id, view.sizes(gang), view.gpus_per_bundle(gang)) for gang in gangs]
         at = {name: 0 for name, _, _ in rows}
         left = capacity - sum(sizes[0] * gpus for _, sizes, gpus in rows)

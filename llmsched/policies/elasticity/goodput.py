@@ -82,7 +82,7 @@ class Goodput:
         self.period_s = self._options.common.period_s
         self._curves: dict[tuple[object, ...], Curve] = {}
 
-    def share(self, gangs: Sequence[GangView], capacity: int, view: View) -> Mapping[str, int]:
+    def share(self, gangs: Sequence[GangView], capacity: float, view: View) -> Mapping[str, int]:
         rows, cost = self._ranked(gangs, view), view.scheduling.restart_cost_s
         room = capacity - sum(row.least * row.each for row in rows)
         least, free, smallest = {row.id: row.least for row in rows}, room, min((row.each for row in rows), default=0)
@@ -108,7 +108,7 @@ class Goodput:
                         break
         return self._settled(rows, chosen, capacity, view)
 
-    def _settled(self, rows: Sequence[Row], chosen: dict[str, int], capacity: int, view: View) -> dict[str, int]:
+    def _settled(self, rows: Sequence[Row], chosen: dict[str, int], capacity: float, view: View) -> dict[str, int]:
         """Those that are still starting keep their size, and others wait for it. What anybody should have in the end is
         the same meanwhile, or what one takes while another starts would be taken back when that one runs."""
         cost = max(view.scheduling.restart_cost_s, 1.0)
@@ -127,7 +127,7 @@ class Goodput:
         return chosen
 
     def replicas(
-        self, serve: WorkloadView, low: int, asked: int, gangs: Sequence[GangView], capacity: int, view: View
+        self, serve: WorkloadView, low: int, asked: int, gangs: Sequence[GangView], capacity: float, view: View
     ) -> tuple[int, str]:
         """As many as are worth more than what the gangs would make of their GPUs, and who makes most of the rest."""
         knobs = self._options.of(serve.workload.queue)

@@ -15,7 +15,7 @@ from llmsched.core.policy import GangView, View
 class MarginalThroughput:
     period_s = 0.0
 
-    def share(self, gangs: Sequence[GangView], capacity: int, view: View) -> Mapping[str, int]:
+    def share(self, gangs: Sequence[GangView], capacity: float, view: View) -> Mapping[str, int]:
         free = float(capacity)
         chosen: dict[str, int] = {}
         steps: list[tuple[float, int, int]] = []  # (-gain per GPU, index of the gang, index of its next size)

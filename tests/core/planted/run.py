@@ -99,8 +99,8 @@ BUGS = (
     ),
     Bug(
         "evicted_in_vain", "kueue: preempts what does not help", "core/stages/preempt.py",
-        "            if found is None:\n                return None\n            for victim in",
-        "            if found is None:\n                found = chosen[0].held\n            for victim in",
+        "            if found is None:\n                return None\n            found = self",
+        "            if found is None:\n                found = chosen[0].held\n            found = self",
         f"{DECISIONS}::test_nobody_is_evicted_when_that_would_not_be_enough",
     ),
     Bug(
