@@ -223,7 +223,8 @@ def test_an_elastic_gang_moves_to_no_gpus_between_one_short_job_and_the_next(idl
     given = on_t4(given, elastic(1, 4)).after(400.0)
     for number in range(6):
         given.pending(f"s{number}", 4, flavor="A100").turn()
-        given.after(100.0, facts.Finished(given.now, f"s{number}/0", 1, "succeeded")).turn()
+        given.after(100.0, facts.Finished(given.now, f"s{number}/0", 1, "succeeded"))
+        assert given.turn().decisions == []
         assert given.after(idle_s).turn().decisions == ([Preempt("e", "faster_flavor")] if moves else [])
         if moves:
             break
