@@ -93,7 +93,7 @@ class Bench:
 
 async def say(engine: Any, ids: Sequence[int], tokens: int, adapter: str | None = None) -> tuple[str, int, float]:
     """Text, tokens, and seconds to the first of it."""
-    from workloads.inference.parameters import Sampling
+    from llmsched.data.parameters import Sampling
 
     began, first, text, count = time.perf_counter(), 0.0, "", 0
     async with aclosing(engine.generate(ids, Sampling(max_tokens=tokens, temperature=0.0), adapter)) as pieces:
@@ -219,7 +219,7 @@ def adapters(bench: Bench) -> dict[str, Any]:
 
 def vanish(bench: Bench) -> dict[str, Any]:
     """300 clients that stream leave at one moment: seconds until nothing of theirs is left in the engine."""
-    from workloads.inference.parameters import Sampling
+    from llmsched.data.parameters import Sampling
 
     with bench.engine(max_num_seqs=32) as engine:
         asked = [bench.ids(text) for text in prompts(300)]

@@ -3,9 +3,10 @@ controller costs, and ray.tune.Tuner beside it.
 
     python tests/benchmarks/tune.py [--tasks 200] [--gpus 16] [--seconds 5] [--trials 18] [--only array,killed]
 
-Parts: array, killed, asha, tuner. Starts a Ray of its own with pretend GPUs, twice one after the other, and prints one
-JSON object. `gap_s`: on one GPU, from the last moment of a user's code to the first moment of the next one, as both
-write it down themselves. In `killed` the controller is killed (-9) in the middle.
+Parts: array, killed, asha, same, two, tuner. Each kind of part starts a Ray of its own with pretend GPUs, and all print
+one JSON object. `gap_s`: on one GPU, from the last moment of a user's code to the first moment of the next one, as both
+write it down themselves. In `killed` the controller is killed (-9) in the middle; in `same` too, and the search is made
+again without that: what differs is told. In `two` searches have room for one trial of two workers together.
 """
 
 from __future__ import annotations
@@ -32,18 +33,26 @@ def main() -> None:
     parser.add_argument("--gpus", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--trials", type=int, default=18)
-    parser.add_argument("--only", default="array,killed,asha,tuner")
+    parser.add_argument("--only", default="array,killed,asha,same,two,tuner")
     asked = parser.parse_args()
     only, found = asked.only.split(","), {"tasks": asked.tasks, "gpus": asked.gpus, "seconds": asked.seconds}
     with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as folder:
         Path(folder).chmod(0o755)  # where Ray runs as a user of its own, it is to get there
         os.environ |= {"LLMSCHED_HOME": f"{folder}/h", "TMPDIR": folder}
-        if {"array", "killed", "asha"} & {*only}:
+        if {"array", "killed", "asha", "same"} & {*only}:
             llmsched("up", "--nodes", f"1x{asked.gpus}:A100")
             try:
                 found |= {"array": array(asked, "array")} if "array" in only else {}
                 found |= {"killed": array(asked, "killed", kills=True)} if "killed" in only else {}
                 found |= {"asha": asha(asked)} if "asha" in only else {}
+                found |= {"same": same(asked)} if "same" in only else {}
+            finally:
+                llmsched("down")
+        if "two" in only:
+            os.environ["LLMSCHED_HOME"] = f"{folder}/two"
+            llmsched("up", "--nodes", "1x2:A100")
+            try:
+                found |= {"two": two()}
             finally:
                 llmsched("down")
         found |= {"tuner": tuner(asked)} if "tuner" in only else {}
@@ -134,23 +143,11 @@ def _at(values: list[float], part: float) -> float | None:
 
 def asha(asked: argparse.Namespace) -> dict[str, Any]:
     """The same points to their ends, and with poor ones stopped."""
-    rates = [round(0.001 * 10 ** (3 * n / (asked.trials - 1)), 5) for n in range(asked.trials)]
-    rates = [rates[(7 * n) % len(rates)] for n in range(len(rates))]
     found: dict[str, Any] = {}
     for kind in ("fifo", "asha"):
-        args = {"max_t": 81, "grace_period": 3, "reduction_factor": 3} if kind == "asha" else {}
-        tune = {
-            "task": {"run": ["python", "fit.py"]},
-            "space": {"envs.LR": {"grid": rates}},
-            "metric": "loss",
-            "scheduler": kind,
-            "scheduler_args": args,
-        }
-        work = {"resources": {"accelerators": "A100:1", "cpus": 0.1}, "envs": {"PAUSE": "0.2"}}
         with client() as api:
             began = time.monotonic()
-            os.chdir(EXAMPLE)
-            api.apply({"name": kind, "kind": "tune", "tune": tune, **work, "workdir": "."})
+            _search(api, kind, kind, asked.trials)
             _until(lambda kind=kind: api.status(kind).ended)  # type: ignore[misc]
             table = api.trials(kind)
             steps = sum(one.step or 0 for one in table.trials)
@@ -159,6 +156,85 @@ def asha(asked: argparse.Namespace) -> dict[str, Any]:
     found["steps_of_grid"] = round(found["asha"]["steps"] / found["fifo"]["steps"], 3)
     found["best_beyond_grid"] = round(found["asha"]["best"] / found["fifo"]["best"] - 1, 4)
     return found
+
+
+def _search(api: Any, name: str, kind: str, trials: int) -> None:
+    rates = [round(0.001 * 10 ** (3 * n / (trials - 1)), 5) for n in range(trials)]
+    rates = [rates[(7 * n) % len(rates)] for n in range(len(rates))]
+    args = {"max_t": 81, "grace_period": 3, "reduction_factor": 3} if kind == "asha" else {}
+    tune = {
+        "task": {"run": ["python", "fit.py"]},
+        "space": {"envs.LR": {"grid": rates}, "envs.WIDTH": {"choice": [8, 16, 32]}},
+        "metric": "loss",
+        "scheduler": kind,
+        "scheduler_args": args,
+    }
+    work = {"resources": {"accelerators": "A100:1", "cpus": 0.1}, "envs": {"PAUSE": "0.2"}}
+    os.chdir(EXAMPLE)
+    api.apply({"name": name, "kind": "tune", "tune": tune, **work, "workdir": "."})
+
+
+def same(asked: argparse.Namespace) -> dict[str, Any]:
+    """Of each kind of search: whether a controller that is killed in the middle changes the trials or the result."""
+    found: dict[str, Any] = {}
+    for kind in ("fifo", "asha"):
+        tables: dict[str, Any] = {}
+        for way in ("alone", "killed"):
+            name = f"{kind}-{way}"
+            with client() as api:
+                _search(api, name, kind, asked.trials)
+                if way == "killed":
+                    _until(lambda name=name: _steps(api, name) >= 0.4 * _steps(api, name.replace("killed", "alone")))
+            away = _kill_and_start() if way == "killed" else 0.0
+            with client() as api:
+                _until(lambda name=name: api.status(name).ended)  # type: ignore[misc]
+                tables[way] = api.trials(name)
+                told = {one.name: one.values for one in tables[way].trials}
+                runs = [api.status(one.id).restarts for one in tables[way].trials]
+                tables[f"{way}_told"], tables[f"{way}_runs"] = told, runs
+        alone, killed = tables["alone"], tables["killed"]
+        found[kind] = {
+            "controller_away_s": round(away, 1),
+            "trials": len(alone.trials),
+            "same_trials": tables["alone_told"] == tables["killed_told"],
+            "begun_once": tables["killed_runs"] == [0] * len(alone.trials),
+            "same_best": alone.best == killed.best and _best(alone) == _best(killed),
+            "steps": [sum(one.step or 0 for one in each.trials) for each in (alone, killed)],
+            "ended_elsewhere": sorted(name for name, step in _ends(alone).items() if _ends(killed).get(name) != step),
+        }
+    return found
+
+
+def _steps(api: Any, name: str) -> float:
+    return sum(one.step or 0 for one in api.trials(name).trials)
+
+
+def _best(table: Any) -> float | None:
+    return next((one.value for one in table.trials if one.name == table.best), None)
+
+
+def _ends(table: Any) -> dict[str, float | None]:
+    return {one.name: one.step for one in table.trials}
+
+
+def two() -> dict[str, Any]:
+    """Two searches whose trials are gangs of two workers, where two GPUs are all there are."""
+    count, seconds = 4, 2
+    task = {"run": ["sh", "-c", f"sleep {seconds}"]}
+    began = time.monotonic()
+    with client() as api:
+        for name in ("one", "other"):
+            tune = {"task": task, "space": {"envs.N": {"grid": list(range(count))}}}
+            work = {"workers": 2, "resources": {"accelerators": "A100:1", "cpus": 0.1}}
+            api.apply({"name": name, "kind": "tune", "tune": tune, **work})
+        _until(lambda: all(api.status(name).ended for name in ("one", "other")))
+        ends = {name: [one.phase for one in api.trials(name).trials] for name in ("one", "other")}
+    return {
+        "succeeded": {name: phases.count("succeeded") for name, phases in ends.items()},
+        "asked_for": {name: len(phases) for name, phases in ends.items()},
+        "seconds": round(time.monotonic() - began, 1),
+        "at_best": 2 * count * seconds,
+    }
 
 
 def tuner(asked: argparse.Namespace) -> dict[str, Any]:
