@@ -10,6 +10,7 @@ from llmsched.errors import Problem, SpecError
 from llmsched.spec.batch import BatchSpec
 from llmsched.spec.serve import ServeSpec
 from llmsched.spec.train import TrainSpec
+from llmsched.spec.tune import TuneSpec, readings
 
 
 def check(spec: Any, folder: Path) -> list[str]:
@@ -19,10 +20,14 @@ def check(spec: Any, folder: Path) -> list[str]:
     wrong, notes = _apps(spec, folder), []
     if wrong:
         raise SpecError.of([Problem(spec.name, each, code="unusable_app") for each in wrong])
-    if isinstance(spec, TrainSpec) and spec.train.base_model is not None:
-        found = _model("train.base_model", spec.train.base_model, folder) + _datasets(spec, folder)
+    if isinstance(spec, TrainSpec):
+        found = _training(spec.train.dump(), folder)
+    elif isinstance(spec, TuneSpec):
+        found = _search(spec, folder)
+    elif isinstance(spec, ServeSpec) and spec.serve.model is not None:
+        found = _served("serve.model.source", spec.serve.model.source, spec.serve.task, folder)
     elif isinstance(spec, BatchSpec):
-        found = _model("batch.model", spec.batch.model, folder) if spec.batch.model else []
+        found = _served("batch.model", spec.batch.model, spec.batch.task, folder) if spec.batch.model else []
         if not Path(spec.batch.input.path).expanduser().is_absolute():
             from llmsched.data.look_batch import look_at_batch
 
@@ -43,17 +48,43 @@ def _apps(spec: Any, folder: Path) -> list[str]:
     return []
 
 
+def _served(field: str, source: str, task: str, folder: Path) -> list[str]:
+    from llmsched.data import look
+
+    if _is_elsewhere(source):
+        return []
+    return _model(field, source, folder) or [f"{field}: {each}" for each in look.lacking(source, task, folder) if each]
+
+
+def _is_elsewhere(source: str) -> bool:
+    """Where the controller looks, or nobody can: not in the workdir."""
+    return Path(source).expanduser().is_absolute()
+
+
 def _model(field: str, source: str, folder: Path) -> list[str]:
     from llmsched.data import look
 
     place = look.place_of(source, folder)
-    is_there = place is None or Path(source).expanduser().is_absolute() or place.exists()
+    is_there = place is None or _is_elsewhere(source) or place.exists()
     return [] if is_there or place is None else [f"{field}: {look.missing(source, place)}"]
 
 
-def _datasets(spec: TrainSpec, folder: Path) -> list[str]:
+def _training(train: dict[str, Any], folder: Path) -> list[str]:
+    """Of a `train` section as data."""
     from llmsched.data import look
 
-    train = spec.train.dump()
-    train["datasets"] = [each for each in train["datasets"] if not Path(each["path"]).expanduser().is_absolute()]
-    return look.look(train, folder, is_complete=True)["errors"]
+    if train["base_model"] is None:
+        return []
+    models = [name for name in ("base_model", "teacher") if train[name]]
+    found = [each for name in models for each in _model(f"train.{name}", train[name], folder)]
+    here = [each for each in train["datasets"] if not _is_elsewhere(each["path"])]
+    return found + look.look({**train, "datasets": here}, folder, is_complete=True)["errors"]
+
+
+def _search(spec: TuneSpec, folder: Path) -> list[str]:
+    """Of every trial that reads something else; each is told once."""
+    found: dict[str, str] = {}
+    for reading in readings(spec.dump(), spec.tune.space):
+        for each in _training(reading.train, folder):
+            found.setdefault(f"tune.{each}", reading.why)
+    return [f"{each} (a trial with {why})" if why else each for each, why in found.items()]

@@ -1,4 +1,4 @@
-"""Whether a training's or a batch's data and models are there and readable, as far as this machine can reach them.
+"""Whether data and models that a spec names are there and readable, as far as this machine can reach them.
 
 The files are a user's: they are read in a process of its own, as whom the work runs as, for a bounded time. A file that
 is not on the controller's machine may be on the workers', so that is a warning; one that is and cannot be used is
@@ -51,7 +51,9 @@ async def look(verdict: Verdict, workload: Workload, spec: Mapping[str, Any]) ->
         if place is not None:
             (here if model_files.is_there(place) else missing).append(path)
     warnings = [f"{path} is not on the controller's machine; the workers need it on theirs" for path in missing]
-    errors, notes = await _looked_at(_part(spec, here)) if here else ([], [])
+    model = place_of(source_of(spec) or "s3://", None)
+    looks = bool(here) or (model is not None and model_files.is_there(model / "config.json"))
+    errors, notes = await _looked_at(_part(spec, here)) if looks else ([], [])
     if spec["kind"] == "batch":
         verdict = replace(verdict, notes=tuple(notes))
     if errors and not workload.after:
@@ -69,8 +71,8 @@ def _paths(spec: Mapping[str, Any]) -> list[str]:
 
 def _part(spec: Mapping[str, Any], paths: Sequence[str]) -> dict[str, Any]:
     """What is asked of `llmsched.data.look`: the section, with these of its data sets."""
-    if spec["kind"] == "batch":
-        return {"batch": spec["batch"]}
+    if spec["kind"] in ("batch", "serve"):
+        return {spec["kind"]: spec[spec["kind"]]}
     chosen = [each for each in spec["train"].get("datasets") or () if each["path"] in paths]
     return {"train": {**spec["train"], "datasets": chosen}}
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from llmsched.control.model_files import ModelFiles, Tensor, UnknownModel, read
@@ -68,6 +68,25 @@ class Verdict:
     warnings: tuple[str, ...] = ()
     refusal: RequestError | None = None
     notes: tuple[str, ...] = ()  # what it reads, as far as it is known
+
+    def of_trials(self, why: str) -> Verdict:
+        """Of the trials of a search that have these values ("": of any)."""
+        if not why:
+            return self
+        where = f" (a trial with {why})"
+        no = self.refusal
+        refusal = no and RequestError(no.message + where, code=no.code, http_status=no.http_status, hint=no.hint)
+        return replace(self, warnings=tuple(each + where for each in self.warnings), refusal=refusal)
+
+    @classmethod
+    def of_all(cls, verdicts: Sequence[Verdict]) -> Verdict:
+        """The most that any needs, the first refusal, and what is said of them once."""
+        return cls(
+            needed=max((each.needed for each in verdicts if each.needed is not None), default=None),
+            warnings=tuple(dict.fromkeys(line for each in verdicts for line in each.warnings)),
+            refusal=next((each.refusal for each in verdicts if each.refusal is not None), None),
+            notes=tuple(dict.fromkeys(line for each in verdicts for line in each.notes)),
+        )
 
 
 def source_of(spec: Mapping[str, Any]) -> str | None:

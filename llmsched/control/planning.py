@@ -95,27 +95,28 @@ async def plan(
 async def memory_of(state: State, specs: Sequence[Compiled], person: Person) -> list[Verdict]:
     """What each would need of a GPU's memory, and what is wrong with its files. These are read in a thread or a process
     of their own; `state` is read before."""
-    asked = []
+    asked: list[tuple[int, str, Workload, dict[str, Any], str | None]] = []
     permissions = Permissions(person, state.configuration)
     drafts = await draft(state, specs, permissions)
     in_file = {workload.id for workload, _ in drafts}
-    for each in drafts:
+    for index, each in enumerate(drafts):
         await breathe()
-        workload = each.workload
-        if trials.is_search(workload):  # what its trials need, and read
-            workload = replace(trials.stand_in(workload), after=workload.after)
-        data = spec_of(workload)
-        if is_same(each) or not _may(state, each.workload, in_file, permissions):
-            data = {"kind": ""}  # it was judged when it came; or it will be refused, and nothing is read for it
-        asked.append((workload, data, _place_of(state, workload, source_of(data))))
-    if any(where for _, _, where in asked):
-        verdicts = await asyncio.to_thread(lambda: [judge(*each) for each in asked])
+        workload, known = each.workload, not is_same(each) and _may(state, each.workload, in_file, permissions)
+        # Of a search: what its trials need, and read.
+        found = trials.stand_ins(workload) if known and trials.is_search(workload) else [("", workload)]
+        for why, made in found:
+            made = replace(made, after=workload.after)
+            # What is the same was judged when it came; for what will be refused nothing is read.
+            data = spec_of(made) if known else {"kind": ""}
+            asked.append((index, why, made, data, _place_of(state, made, source_of(data))))
+    if any(where for *_, where in asked):
+        verdicts = await asyncio.to_thread(lambda: [judge(*each[2:]) for each in asked])
     else:
-        verdicts = [judge(*each) for each in asked]
-    return [
-        await data_files.look(verdict, workload, data)
-        for verdict, (workload, data, _) in zip(verdicts, asked, strict=True)
-    ]
+        verdicts = [judge(*each[2:]) for each in asked]
+    judged: list[list[Verdict]] = [[] for _ in drafts]
+    for verdict, (index, why, workload, data, _) in zip(verdicts, asked, strict=True):
+        judged[index].append((await data_files.look(verdict, workload, data)).of_trials(why))
+    return [Verdict.of_all(each) for each in judged]
 
 
 def _may(state: State, workload: Workload, in_file: Collection[str], permissions: Permissions) -> bool:

@@ -24,7 +24,7 @@ from llmsched.spec import parcel, trial_models
 from llmsched.spec.compile import compile_workload
 from llmsched.spec.load import load_json
 from llmsched.spec.quantities import parse_run_source
-from llmsched.spec.tune import GOES_ON_FROM, TuneSpec, trial, values_of
+from llmsched.spec.tune import GOES_ON_FROM, TuneSpec, readings, trial, values_of
 
 HOW = {
     "fifo": "each to its end",
@@ -45,6 +45,13 @@ def stand_in(search: Workload, values: Mapping[str, Any] = MappingProxyType({}))
     made = compile_workload(load_json(trial(spec_of(search), "t1", values)))
     name = child_name(search, "t1")
     return replace(made, id=name, name=name, queue=search.queue, user=search.user, priority=search.priority, after=())
+
+
+def stand_ins(search: Workload) -> list[tuple[str, Workload]]:
+    """A trial for each thing that trials read, with the values that it is because of, in words."""
+    spec = parcel.read(search.parcel).spec
+    found = readings(spec_of(search), spec.tune.space) if isinstance(spec, TuneSpec) else []
+    return [(each.why, stand_in(search, each.values)) for each in found] or [("", stand_in(search))]
 
 
 def check(state: State, search: Workload, names: Names) -> None:

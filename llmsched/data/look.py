@@ -29,8 +29,10 @@ def look(train: Mapping[str, Any], folder: Path | None, *, is_complete: bool) ->
     out, as is a path that is not here unless `is_complete`: everything that a worker sees is here."""
     errors: list[str] = []
     notes: list[str] = []
-    if lacking := _without_processor(train, folder):
-        errors.append(f"train.base_model: {lacking}")
+    task = train.get("task", "causal-lm")
+    errors += [f"train.base_model: {each}" for each in lacking(train.get("base_model"), task, folder)]
+    if wrong := _taught_otherwise(train.get("teacher"), task, folder):
+        errors.append(f"train.teacher: {wrong}")
     for index, dataset in enumerate(train.get("datasets") or ()):
         place = place_of(dataset["path"], folder)
         if place is None:
@@ -94,21 +96,44 @@ def _first_rows(
 
 
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json")  # transformers' names
+_TOKENIZERS = (
+    "tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model",
+    "sentencepiece.bpe.model",
+)  # fmt: skip
 
 
-def _without_processor(train: Mapping[str, Any], folder: Path | None) -> str:
-    """What to say of a model on this machine that lacks what turns its images or sounds into numbers; ""."""
-    base, task = train.get("base_model"), KINDS.get(train.get("task", "causal-lm"))
-    place = place_of(base, folder) if base and task else None
-    if task is None or place is None or not (place / "config.json").is_file():
+def lacking(source: str | None, task: str, folder: Path | None) -> list[str]:
+    """What a model on this machine lacks to read what the task reads, in sentences."""
+    kind, place = KINDS.get(task), place_of(source, folder) if source else None
+    if kind is None or place is None or not (place / "config.json").is_file():
+        return []
+    found = []
+    media_of_it = [role for role in kind.roles if role in media.ROLES]
+    if media_of_it and not any((place / name).is_file() for name in _PROCESSORS):
+        found.append(
+            f"{source} has no {_PROCESSORS[0]}, which says how its {media_of_it[0]} becomes numbers: save it beside "
+            "the model, with save_pretrained of its processor"
+        )
+    reads_text = any(role not in media.ROLES for role in kind.roles)
+    if reads_text and not any((place / name).is_file() for name in _TOKENIZERS):
+        found.append(
+            f"{source} has no {_TOKENIZERS[0]}, which says how text becomes numbers: save it beside the model, with "
+            f"save_pretrained of its tokenizer, or take a model that reads text, as {task} does"
+        )
+    return found
+
+
+def _taught_otherwise(teacher: str | None, task: str, folder: Path | None) -> str:
+    """What to say of a teacher on this machine that learnt another task, by what its config says; ""."""
+    place = place_of(teacher, folder) if teacher else None
+    try:
+        learnt = json.loads((place / "config.json").read_text()).get("architectures") if place else None
+    except (OSError, ValueError, AttributeError):
         return ""
-    media_of_it = [role for role in task.roles if role in media.ROLES]
-    if not media_of_it or any((place / name).is_file() for name in _PROCESSORS):
+    ends = (KINDS[task].auto.removeprefix("AutoModel"), *(("LMHeadModel",) if task == "causal-lm" else ()))
+    if not isinstance(learnt, list) or not learnt or any(str(name).endswith(ends) for name in learnt):
         return ""
-    return (
-        f"{base} has no {_PROCESSORS[0]}, which says how its {media_of_it[0]} becomes numbers: save it beside the "
-        "model, with save_pretrained of its processor"
-    )
+    return f"{teacher} is a {learnt[0]}, which says nothing of {task}; it needs a model that learnt that"
 
 
 def _look_at_media(rows: Rows, folder: Path, bad: BadRows, rate: int | None) -> None:
@@ -133,13 +158,18 @@ def _rate(base_model: str, folder: Path | None) -> int | None:
 
 
 def main() -> None:
-    """{"train" or "batch", "folder", "is_complete"} on standard input, the answer on standard output."""
+    """{"train", "batch" or "serve", "folder", "is_complete"} on standard input, the answer on standard output."""
     from llmsched.data.look_batch import look_at_batch
 
     asked = json.load(sys.stdin)
     folder = None if asked["folder"] is None else Path(asked["folder"])
     if "batch" in asked:
         answer = look_at_batch(asked["batch"], folder, is_complete=asked["is_complete"])
+        flaws = lacking(asked["batch"].get("model"), asked["batch"]["task"], folder)
+        answer["errors"] += [f"batch.model: {each}" for each in flaws]
+    elif "serve" in asked:
+        flaws = lacking(asked["serve"]["model"]["source"], asked["serve"]["task"], folder)
+        answer = {"errors": [f"serve.model.source: {each}" for each in flaws], "notes": []}
     else:
         answer = look(asked["train"], folder, is_complete=asked["is_complete"])
     print(json.dumps(answer))

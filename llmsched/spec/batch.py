@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, JsonValue, WithJsonSchema, model_validator
 
+from llmsched.data import parameters
 from llmsched.data.tasks import KINDS
 from llmsched.spec.quantities import Duration, EntryPoint, Label, Source, Storage, Text
 from llmsched.spec.section import Section, WrongAt
@@ -78,6 +79,16 @@ class BatchSection(Section):
             raise WrongAt('goes with "model"; leave it out', "engine_kwargs")
         if self.model is not None and self.args and "chat/completions" not in KINDS[self.task].answers:
             raise WrongAt(f'a {self.task} model takes none; args go with "map" or a language model', "args")
+        return self
+
+    @model_validator(mode="after")
+    def _asks_what_a_model_takes(self) -> BatchSection:
+        if self.model is None or not self.args:
+            return self
+        try:
+            parameters.check_generation(self.args)
+        except parameters.RequestError as error:
+            raise WrongAt(error.message, "args", *([error.param] if error.param in self.args else [])) from None
         return self
 
     @model_validator(mode="after")

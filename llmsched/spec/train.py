@@ -203,16 +203,25 @@ class Dataset(Section):
 
 
 class Evaluation(Section):
-    """`every` is in steps; without it once at the end. `on` is a `split` of `datasets`; `fraction` holds out that part
-    of the training rows instead. `best`: the result is the model of the evaluation that was best by this metric, not
-    the last one; `patience`: the training ends after so many evaluations in a row that brought nothing better."""
+    """`every` is in steps; without it once at the end. `on` is a `split` of `datasets` ("test" where nothing is said);
+    `fraction` holds out that part of the training rows instead. `best`: the result is the model of the evaluation that
+    was best by this metric, not the last one; `patience`: the training ends after so many evaluations in a row that
+    brought nothing better."""
 
-    on: Label = "test"
+    on: Label | None = None  # filled in, where there is no `fraction`
     fraction: float | None = Field(default=None, gt=0, lt=1)
     best: Metric | None = None
     patience: int | None = Field(default=None, ge=1)
     metrics: list[Metric] = Field(default=["loss"], min_length=1)
     every: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_on_a_split(cls, value: Any) -> Any:
+        """What was written and what is filled in must be told apart by the values alone: a spec travels filled in."""
+        if isinstance(value, dict) and value.get("on") is None and value.get("fraction") is None:
+            return {**value, "on": "test"}
+        return value
 
 
 def _parse_micro_batch_size(value: Any) -> Any:
@@ -274,7 +283,7 @@ class TrainSection(Section):
         if (self.base_model is None) == (self.loop is None):
             raise ValueError('expected exactly one of "base_model" (our loop trains it) and "loop" (your own code)')
         if self.loop is not None:
-            if extra := sorted(self.model_fields_set_off_default() - set(_LOOP_KEYS)):
+            if extra := sorted(self._off_default() - set(_LOOP_KEYS)):
                 raise WrongAt('goes with "base_model"; a loop gets everything it needs in "config"', extra[0])
             return self
         if self.config:
@@ -328,6 +337,7 @@ class TrainSection(Section):
             self._evaluation_fits(self.evaluation)
         if self.evaluation and self.evaluation.fraction is None and self.evaluation.on not in splits:
             raise WrongAt(f'no data set has "split: {self.evaluation.on}"', "evaluation", "on")
+        self._every_split_is_read()
         measured = tasks.metrics_of(self.task, self.objective)
         for index, metric in enumerate(self.evaluation.metrics if self.evaluation else ()):
             if measured and metric not in measured:
@@ -347,6 +357,26 @@ class TrainSection(Section):
         if self.micro_batch_size != "auto" and self.micro_batch_size > self.global_batch_size:
             raise WrongAt('larger than "global_batch_size"', "micro_batch_size")
         return self
+
+    def _every_split_is_read(self) -> None:
+        """What is accepted has effect: rows that nobody would read are refused."""
+        on = self.evaluation.on if self.evaluation else None
+        for index, each in enumerate(self.datasets):
+            if each.split == "train":
+                continue
+            if each.split != on:
+                if self.evaluation is None:
+                    hint = f"there is no evaluation, such as {{on: {each.split}}}"
+                elif on is None:
+                    hint = '"evaluation.fraction" evaluates on a part of the training rows'
+                else:
+                    hint = f'"evaluation.on" is "{on}"'
+                message = f'nobody would read the rows of "split: {each.split}": {hint}, or leave the data set out'
+                raise WrongAt(message, "datasets", index, "split")
+            if each.weight != 1:
+                raise WrongAt(
+                    "how often rows are learnt from; these are evaluated, each once", "datasets", index, "weight"
+                )
 
     def _tasks_fit(self) -> TrainSection:
         """Of data sets that teach another task than the training's."""
@@ -379,15 +409,15 @@ class TrainSection(Section):
             raise WrongAt('needs "best": by which metric', "evaluation", "patience")
         if (evaluation.patience is not None or evaluation.best is not None) and evaluation.every is None:
             raise WrongAt('needs "every": how many steps lie between two evaluations', "evaluation")
-        if evaluation.fraction is not None and "on" in evaluation.model_fields_set:
+        if evaluation.fraction is not None and evaluation.on is not None:
             raise WrongAt('"on" names a split and "fraction" makes one; leave one out', "evaluation", "fraction")
         if evaluation.fraction is not None and self.training_args.max_steps == 0:
             raise WrongAt('"max_steps: 0" learns from no rows: name a split by "on"', "evaluation", "fraction")
 
-    def model_fields_set_off_default(self) -> set[str]:
+    def _off_default(self) -> set[str]:
         """Names of the fields that differ from their default."""
         plain = type(self).model_construct()
-        return {name for name in self.model_fields_set if getattr(self, name) != getattr(plain, name)}
+        return {name for name in type(self).model_fields if getattr(self, name) != getattr(plain, name)}
 
 
 class TrainSpec(FiniteSpec):

@@ -6,11 +6,12 @@ Everything that says what work needs (`resources`, `workers`, `envs`, `retry` ..
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from math import prod
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, Field, JsonValue, ValidationError, model_validator
 
@@ -112,6 +113,8 @@ class TuneSection(Section):
         if sum(len(each.grid or each.choice or ()) for each in self.space.values()) > LISTED_AT_MOST:
             raise WrongAt(f"lists more than {LISTED_AT_MOST} values", "space")
         if self.metric is None:
+            if self.mode != "min":
+                raise WrongAt('says which end of a "metric" is the better one, and there is none', "mode")
             for key, plain in (("searcher", "random"), ("scheduler", "fifo")):
                 if getattr(self, key) != plain:
                     raise WrongAt(f'"{getattr(self, key)}" compares trials: by which "metric"?', key)
@@ -181,13 +184,24 @@ class TuneSpec(FiniteSpec):
             if not _is_field(path, model):
                 near = _nearest(path, model)
                 raise WrongAt("is no field of a trial" + (f'. Did you mean "{near}"?' if near else ""), *where)
-            for value in domain.extremes():
-                if value is None and path.startswith("envs."):
-                    raise WrongAt('null is no value of a variable; write "" for an empty one', *where)
-                if problem := _problem(trial(data, "t1", {path: value}), model):
-                    raise WrongAt(f"{str(value)[:60]!r} does not fit: {problem}", *where)
+            if path.startswith("envs.") and None in domain.extremes():
+                raise WrongAt('null is no value of a variable; write "" for an empty one', *where)
+        for values in points(self.tune.space):
+            if problem := _problem(trial(data, "t1", values), model):
+                self._blame(data, values, model, problem)
         self._has_its_metric()
         return self
+
+    def _blame(self, data: dict[str, Any], values: Mapping[str, Any], model: type[WorkloadSpec], problem: str) -> None:
+        """Raises WrongAt for the fewest values because of which a trial is none."""
+        for count in (1, 2):
+            for some in itertools.combinations(values, count):
+                alone = _problem(trial(data, "t1", {path: values[path] for path in some}), model)
+                if alone == problem:
+                    *others, last = (f"{str(values[path])[:60]!r}" for path in some)
+                    beside = "".join(f" beside {each} of {path}" for each, path in zip(others, some, strict=False))
+                    raise WrongAt(f"{last}{beside} does not fit: {problem}", "tune", "space", some[-1])
+        raise WrongAt(f"a trial with {json.dumps(values)[:200]} does not fit: {problem}", "tune", "space")
 
     def _has_its_metric(self) -> None:
         train, metric = self.tune.train, self.tune.metric
@@ -209,6 +223,71 @@ class TuneSpec(FiniteSpec):
         train = self.tune.train
         read = [train.base_model, train.teacher, *(each.path for each in train.datasets)] if train is not None else []
         return [each for each in read if each]
+
+
+MOST_READ = 1_000  # points of a space that are looked through for what trials read
+MOST_POINTS = 512  # of two values side by side that are looked at before a search begins
+
+
+def points(space: Mapping[str, Domain]) -> Iterator[dict[str, Any]]:
+    """Values at every path that show whether trials are well-formed: each value once, and the extremes of each two
+    paths side by side, as rules over fields are of two; at the other paths stands the first."""
+    first = {path: domain.extremes()[0] for path, domain in space.items()}
+    yield first
+    for path, domain in space.items():
+        for value in domain.extremes()[1:]:
+            yield {**first, path: value}
+    yield from itertools.islice(_in_twos(space, first), MOST_POINTS)
+
+
+def _in_twos(space: Mapping[str, Domain], first: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for one, other in itertools.combinations(space, 2):
+        for value in _corners(space[one].extremes()):
+            for beside in _corners(space[other].extremes()):
+                if value != first[one] and beside != first[other]:
+                    yield {**first, one: value, other: beside}
+
+
+def _corners(values: list[Any]) -> list[Any]:
+    """Of numbers the least and the greatest: a rule that both keep, the others keep."""
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        return sorted({min(values), max(values)})
+    return values
+
+
+_READ = (
+    "base_model",
+    "teacher",
+    "task",
+    "objective",
+    "init",
+    "datasets",
+    "evaluation",
+)  # what data and models must fit
+
+
+class Reading(NamedTuple):
+    """A trial that reads something else than others: its values, which of them it is because of, its `train` section as
+    data."""
+
+    values: dict[str, Any]
+    why: str
+    train: dict[str, Any]
+
+
+def readings(search: Mapping[str, Any], space: Mapping[str, Domain]) -> list[Reading]:
+    """One trial for each thing that trials read. `search` is the spec as data."""
+    found: list[Reading] = []
+    seen: list[dict[str, Any]] = []
+    for values in itertools.islice(points(space), MOST_READ) if search["tune"].get("train") else ():
+        train = trial(search, "t1", values)["train"]
+        read = {name: train.get(name) for name in _READ}
+        if read not in seen:
+            seen.append(read)
+            of_it = [path for path in values if path.removeprefix("train.").partition(".")[0] in _READ]
+            why = ", ".join(f"{path} {json.dumps(values[path])[:100]}" for path in of_it)
+            found.append(Reading(values, why, train))
+    return found
 
 
 GOES_ON_FROM = "llmsched/goes-on-from"  # a label of a trial of a population: TRIAL/STEP

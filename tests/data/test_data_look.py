@@ -14,9 +14,11 @@ from live import Live
 from PIL import Image
 
 from llmsched.cli.main import cli
+from llmsched.client import sources
 from llmsched.control import data_files
 from llmsched.control.gpu_memory import Verdict
 from llmsched.data.look import look
+from llmsched.errors import SpecError
 from llmsched.spec.compile import compile_workload
 from llmsched.spec.load import load_json
 
@@ -74,6 +76,65 @@ def test_a_model_without_what_reads_images_is_said_before_anything_runs(tmp_path
     assert said.startswith("train.base_model: vit has no preprocessor_config.json, which says how its image becomes")
     (tmp_path / "vit" / "preprocessor_config.json").write_text("{}")
     assert wrong(tmp_path, **images) == ""
+
+
+def test_a_model_without_what_reads_text_and_a_teacher_of_another_task_are_said_before_anything_runs(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "x", "label": "a"}\n')
+    (tmp_path / "vit").mkdir()
+    (tmp_path / "vit" / "config.json").write_text('{"architectures": ["ViTForImageClassification"]}')
+    of_texts = {"task": "sequence-classification", "base_model": "vit"}
+    assert "vit has no tokenizer.json, which says how text becomes numbers" in wrong(tmp_path, **of_texts)
+    (tmp_path / "vit" / "vocab.txt").write_text("")
+    assert wrong(tmp_path, **of_texts) == ""
+    taught = {**of_texts, "objective": "distill", "teacher": "vit"}
+    assert "train.teacher: vit is a ViTForImageClassification, which says nothing of" in wrong(tmp_path, **taught)
+    (tmp_path / "vit" / "config.json").write_text('{"architectures": ["BertForSequenceClassification"]}')
+    assert wrong(tmp_path, **taught) == ""
+
+
+def refused_in(folder: Path, given: dict[str, Any]) -> str:
+    """By the client, of a workdir."""
+    with pytest.raises(SpecError) as caught:
+        sources.check(load_json(given), folder)
+    return str(caught.value)
+
+
+def test_what_the_trials_of_a_search_read_is_looked_at_as_that_of_a_training(tmp_path: Path) -> None:
+    """Before, only the first trial found that its data or its model was not there."""
+
+    def search(space: dict[str, Any], **train: Any) -> dict[str, Any]:
+        return {"name": "s", "kind": "tune", "tune": {"train": spec(**train)["train"], "space": space}}
+
+    seeds = {"seed": {"grid": [1, 2]}}
+    assert "tune.train.datasets.0.path: no such file or folder: a.jsonl" in refused_in(tmp_path, search(seeds))
+    (tmp_path / "a.jsonl").write_text('{"review": "x"}\n')
+    assert "found: review" in refused_in(tmp_path, search(seeds))
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
+    assert sources.check(load_json(search(seeds)), tmp_path) == []
+    bases = {"base_model": {"grid": ["package:models/tiny", "m/nowhere"]}}
+    said = refused_in(tmp_path, search(bases))
+    assert "no such file or folder: m/nowhere" in said and '(a trial with train.base_model "m/nowhere")' in said
+    taught = {"task": "sequence-classification", "objective": "distill", "teacher": "m/nowhere"}
+    assert "train.teacher: no such file or folder: m/nowhere" in refused_in(tmp_path, spec(**taught))
+
+
+def test_an_endpoints_or_a_batchs_model_that_lacks_a_part_is_refused_where_it_lies(tmp_path: Path) -> None:
+    model = tmp_path / "bert"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    serve = {"name": "e", "kind": "serve", "serve": {"model": {"id": "m", "source": str(model)}}}
+    serve["serve"]["task"] = "image-classification"
+    loaded = load_json(serve)
+    refusal = asyncio.run(data_files.look(Verdict(), compile_workload(loaded), loaded.dump())).refusal
+    assert refusal is not None and "serve.model.source: " in refusal.message
+    assert "has no preprocessor_config.json" in refusal.message
+    serve["serve"]["model"]["source"] = "bert"
+    assert "serve.model.source: bert has no preprocessor_config.json" in refused_in(tmp_path, serve)
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
+    asked = batch(".", model="bert", task="sequence-classification")
+    assert "batch.model: bert has no tokenizer.json" in refused_in(tmp_path, asked)
 
 
 def test_audio_of_a_rate_that_the_model_does_not_hear_is_said_before_anything_runs(tmp_path: Path) -> None:

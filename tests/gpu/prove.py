@@ -233,7 +233,7 @@ def chat(engine: Any, text: str) -> list[int]:
 
 async def say(engine: Any, ids: Sequence[int], tokens: int, adapter: str | None = None) -> tuple[str, int, float]:
     """Text, tokens, and seconds to the first word."""
-    from workloads.inference.parameters import Sampling
+    from llmsched.data.parameters import Sampling
 
     began, text, count, first = time.perf_counter(), "", 0, 0.0
     async with aclosing(engine.generate(ids, Sampling(max_tokens=tokens, temperature=0.0), adapter)) as pieces:
@@ -249,7 +249,7 @@ async def together(engine: Any, asked: Sequence[Sequence[int]], tokens: int) -> 
 
 async def vanish(engine: Any, asked: Sequence[Sequence[int]]) -> float:
     """300 clients that stream leave at one moment: seconds until nothing of theirs is left."""
-    from workloads.inference.parameters import Sampling
+    from llmsched.data.parameters import Sampling
 
     endless = Sampling(max_tokens=2000, temperature=0.0)
     streams = [engine.generate(ids, endless, None) for ids, _ in zip(many_of(asked), range(300), strict=False)]

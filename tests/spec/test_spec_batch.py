@@ -32,6 +32,13 @@ def test_the_starter_is_a_spec_and_a_parcel_means_the_same_again() -> None:
         ("{input: {path: a}, map: 'a:b', task: feature-extraction}", '"batch.task": goes with "model"'),
         ("{input: {path: a}, map: 'a:b', engine_kwargs: {max_model_len: 9}}", '"batch.engine_kwargs": goes with'),
         ("{input: {path: a}, model: m, task: feature-extraction, args: {x: 1}}", "takes none"),
+        (
+            "{input: {path: a}, model: m, args: {max_token: 4}}",
+            'no parameter "max_token" here. Did you mean "max_tokens"?',
+        ),
+        ("{input: {path: a}, model: m, args: {max_tokens: -4}}", '"max_tokens" must be a whole number from 1'),
+        ("{input: {path: a}, model: m, args: {temperature: hot}}", '"temperature" must be a number from 0 to 2'),
+        ("{input: {path: a}, model: m, args: {stream: true}}", '"stream" is for a request, and not for the rows'),
         ("{input: {path: a}, model: m, output: out}", "expected an absolute folder or s3://BUCKET/PREFIX"),
         ("{input: {path: a, on_bad_row: drop}, model: m}", "expected one of 'refuse', 'skip'"),
         ("{input: {path: a}, model: m, outptu: /out}", 'Did you mean "output"?'),

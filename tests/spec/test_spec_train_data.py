@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llmsched.errors import SpecError
-from llmsched.spec.load import load
+from llmsched.spec.load import load, load_json
 
 
 def spec(dataset: str = "{path: d}", rest: str = "", after: str = "") -> str:
@@ -64,3 +64,27 @@ def test_what_does_not_go_together_is_refused_at_its_place(text: str, line: int,
     matching = [problem for problem in caught.value.problems if words in str(problem)]
     assert matching, str(caught.value)
     assert matching[0].where.startswith(f"a.yaml:{line}:")
+
+
+def test_a_held_out_fraction_is_the_same_on_the_other_side_of_a_connection() -> None:
+    """Before, the default of "on" travelled with it, and every controller refused the two of them."""
+    held_out = load(spec(rest="  evaluation: {fraction: 0.2, every: 5, best: loss}\n"))[0]
+    assert load_json(held_out.dump()) == held_out == load_json(held_out.written())
+    assert (held_out.train.evaluation.on, held_out.train.evaluation.fraction) == (None, 0.2)  # type: ignore[union-attr]
+    usual = load(spec("{path: d, split: test}\n    - {path: d}", "  evaluation: {}\n"))[0]
+    assert usual.train.evaluation.on == "test" and load_json(usual.dump()) == usual  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("split", "rest", "words"),
+    [
+        ("test", "", '"split: test": there is no evaluation, such as {on: test}'),
+        ("dev", "  evaluation: {on: train}\n", 'the rows of "split: dev": "evaluation.on" is "train"'),
+        ("dev", "  evaluation: {fraction: 0.1}\n", '"split: dev": "evaluation.fraction" evaluates on a part'),
+        ("dev, weight: 2", "  evaluation: {on: dev}\n", "how often rows are learnt from; these are evaluated"),
+    ],
+)
+def test_rows_that_nobody_would_read_are_refused(split: str, rest: str, words: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        load(spec(f"{{path: d}}\n    - {{path: e, split: {split}}}", rest), "a.yaml")
+    assert words in str(caught.value) and str(caught.value).startswith("a.yaml:7:")

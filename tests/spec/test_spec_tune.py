@@ -8,7 +8,7 @@ from llmsched.errors import SpecError
 from llmsched.spec.compile import compile_workload
 from llmsched.spec.load import load, load_json
 from llmsched.spec.parcel import parcel_of, read
-from llmsched.spec.tune import trial, values_of
+from llmsched.spec.tune import readings, trial, values_of
 
 TRAIN = """\
   train:
@@ -66,7 +66,27 @@ REFUSED = [
     (TASK, ["space: {envs.A: {grid: [1, 2]}}", "samples: 9999"], "these are 19998 trials"),
     (TASK, ["space: {envs.A: {grid: [1, null]}}"], "null is no value of a variable"),
     (LOOP, ["space: {a: {uniform: [0.0, 1.0]}}", "metric: a", "scheduler: pbt"], "after how many steps trials are"),
+    (LOOP, ["space: {a: {grid: [1]}}", "mode: max"], 'says which end of a "metric" is the better one'),
+    (
+        TRAIN,
+        ["space: {global_batch_size: {grid: [8, 16]}, micro_batch_size: {grid: [2, 16]}}"],
+        "'16' beside '8' of train.global_batch_size does not fit",
+    ),
 ]
+
+
+def test_a_value_is_judged_beside_those_that_a_trial_has_and_not_beside_those_that_none_has() -> None:
+    """Before, each was judged beside what the section says, which no trial had; and pairs were not looked at."""
+    small = TRAIN + "    global_batch_size: 2\n"
+    load(spec(small, "space: {micro_batch_size: {grid: [4, 8]}, global_batch_size: {grid: [8, 16]}}"))
+
+
+def test_trials_that_read_something_else_are_told_apart() -> None:
+    space = "space: {seed: {grid: [1, 2]}, base_model: {grid: [hf://a/b, hf://c/d]}, r: {grid: [4, 8]}}"
+    (made,) = load(spec(TRAIN, space))
+    found = readings(made.dump(), made.tune.space)
+    assert [each.train["base_model"] for each in found] == ["hf://a/b", "hf://c/d"]
+    assert found[1].why == 'train.base_model "hf://c/d"'
 
 
 def test_a_search_says_that_it_asks_by_what_it_is() -> None:

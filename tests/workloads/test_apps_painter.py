@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from llmsched.data.parameters import RequestError
 from llmsched.runtime import Context, artifact, enter
 from workloads.apps.painter import Painter, png
-from workloads.inference.parameters import RequestError
 from workloads.loops import drawing
 from workloads.sources import BadInput
 

@@ -8,9 +8,9 @@ import wave
 import numpy as np
 import pytest
 
+from llmsched.data.parameters import RequestError
 from workloads.apps.speaker import Espeak, Speaker
 from workloads.apps.voice import is_silent
-from workloads.inference.parameters import RequestError
 
 RATE = 8000
 

@@ -81,7 +81,8 @@ def test_a_task_that_reads_more_of_the_base_than_the_main_one_is_refused(made: P
     [
         ({"datasets": [{"path": "a"}, {"path": "b", "task": "causal-lm"}]}, '"causal-lm" is learnt alone'),
         ({"task": "causal-lm"}, '"causal-lm" is learnt alone'),
-        ({"datasets": [{"path": "a"}, {"path": "b", "task": "masked-lm", "split": "test"}]}, "are evaluated"),
+        ({"datasets": [{"path": "a"}, {"path": "b", "task": "masked-lm", "split": "test"}], "evaluation": {}},
+         "are evaluated"),
         ({"datasets": [{"path": "b", "task": "masked-lm"}]}, 'of the task itself, "sequence-classification"'),
         ({"method": "lora"}, 'use "method: full"'),
         ({"objective": "distill", "teacher": "c"}, '"objective: distill" learns one task'),

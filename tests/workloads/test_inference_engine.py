@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from llmsched.data.parameters import RequestError, Sampling
 from workloads.inference import stuck
 from workloads.inference.adapters import AdapterError
 from workloads.inference.engine import Settings, TransformersEngine
-from workloads.inference.parameters import RequestError, Sampling
 
 CPU = torch.device("cpu")
 PROMPTS = ["hello", "a much longer prompt that goes on for quite a while, really", "x", "Grüße aus Köln", "12345 67"]

@@ -7,8 +7,8 @@ import tiny_models
 import torch
 from test_inference_engine import CPU, say, text_of
 
+from llmsched.data.parameters import RequestError
 from workloads.inference.engine import Settings, TransformersEngine
-from workloads.inference.parameters import RequestError
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ import struct
 import pytest
 import torch
 
+from llmsched.data.parameters import RequestError
 from workloads.inference import openai
 from workloads.inference.openai import Choice
-from workloads.inference.parameters import RequestError
 from workloads.inference.sampling import Sampler, next_tokens
 
 TOOL = {"type": "function", "function": {"name": "clock"}}

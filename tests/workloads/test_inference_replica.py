@@ -12,8 +12,8 @@ import torch
 from app_requests import ask, asked
 from waiting import wait_until
 
+from llmsched.data.parameters import RequestError
 from llmsched.runtime.environment import UserError
-from workloads.inference.parameters import RequestError
 from workloads.inference.replica import Replica
 from workloads.sources import BadInput
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import MinPLogitsWarper, RepetitionPenaltyLogitsProcessor
 
-from workloads.inference.parameters import Sampling
+from llmsched.data.parameters import Sampling
 from workloads.inference.sampling import Sampler
 
 LOGITS = torch.tensor([2.0, 1.5, -0.5, 0.25, -3.0, 1.9])

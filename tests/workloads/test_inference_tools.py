@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from workloads.inference.parameters import RequestError
+from llmsched.data.parameters import RequestError
 from workloads.inference.tools import ToolReader, tools_of
 
 

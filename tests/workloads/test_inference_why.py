@@ -142,7 +142,7 @@ def test_what_cannot_be_explained_is_refused_by_name(made: Path) -> None:
 
 
 def refusals(rank: int, size: int, cases: list[Any]) -> list[str]:
-    from workloads.inference.parameters import RequestError
+    from llmsched.data.parameters import RequestError
 
     said = []
     for folder, task, body in cases:

@@ -225,7 +225,7 @@ def test_an_input_that_a_model_does_not_read_is_refused(made: Path) -> None:
 
 
 def refusals(rank: int, size: int, cases: list[Any]) -> list[str]:
-    from workloads.inference.parameters import RequestError
+    from llmsched.data.parameters import RequestError
 
     said = []
     for folder, task, inputs in cases:
@@ -313,7 +313,7 @@ def seen_by(rank: int, size: int, folder: str, images: list[bytes]) -> list[str]
 def said_by(rank: int, size: int, folder: str) -> Any:
     import asyncio
 
-    from workloads.inference.parameters import RequestError
+    from llmsched.data.parameters import RequestError
     from workloads.inference.replica import server_for
 
     server = server_for({"model": {"source": folder}, "task": "seq2seq-lm"}, Path(folder), 1, 0)

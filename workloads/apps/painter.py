@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from llmsched import sanitize
-from workloads.inference.parameters import RequestError, refuse_what_is_not_here
+from llmsched.data.parameters import RequestError, refuse_what_is_not_here
 from workloads.loops.drawing import Drawer
 
 MOST = 64  # pictures of one request

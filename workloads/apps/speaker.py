@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from starlette.responses import Response
 
+from llmsched.data.parameters import RequestError, refuse_what_is_not_here
 from workloads.apps.voice import wav
-from workloads.inference.parameters import RequestError, refuse_what_is_not_here
 
 LONGEST = 4096  # characters, as OpenAI has it
 SLOWEST, FASTEST = 0.25, 4.0

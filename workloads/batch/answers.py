@@ -121,7 +121,7 @@ def _model(
     data: Path,
 ) -> Answers:
     """The server that a replica would have, asked in this process."""
-    from workloads.inference.parameters import RequestError
+    from llmsched.data.parameters import RequestError
     from workloads.inference.replica import server_for
 
     serve = {name: batch[name] for name in ("task", "engine_kwargs")} | {"model": {"source": batch["model"]}}

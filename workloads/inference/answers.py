@@ -13,10 +13,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from llmsched.data.parameters import RequestError, Sampling
 from workloads.inference import logprobs, openai
 from workloads.inference.engine import Engine, Piece
 from workloads.inference.openai import Choice, TextRequest, Usage
-from workloads.inference.parameters import RequestError, Sampling
 from workloads.inference.sampling import Said
 from workloads.inference.tools import ToolReader
 from workloads.tasks import content_parts

@@ -23,11 +23,11 @@ from typing import Any
 
 from ray import serve
 
+from llmsched.data.parameters import RequestError
 from llmsched.runtime import environment, nested, serve_graph
 from llmsched.runtime.in_hand import LOST
 from workloads.inference import http, placed_deployments, serve_app
 from workloads.inference.json_app import JsonApp
-from workloads.inference.parameters import RequestError
 
 _EXPECTED = (
     'a bound application ("app = Desk.bind()"), a builder function that returns one, a deployment, a FastAPI or '

@@ -23,12 +23,12 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
+from llmsched.data.parameters import RequestError, Sampling, Usual
 from workloads.inference.adapters import AdapterError, Adapters
 from workloads.inference.batch import Batch, Decoder, Newcomer, layers_of
 from workloads.inference.drafts import MOST, Drafts
 from workloads.inference.grammar import Grammars, SchemaGrammar
 from workloads.inference.packed import lay_out
-from workloads.inference.parameters import RequestError, Sampling, Usual
 from workloads.inference.prefix_cache import Layers, PrefixCache
 from workloads.inference.sampling import Said, Sampler, next_tokens
 from workloads.inference.stuck import Rounds, cpu_seconds

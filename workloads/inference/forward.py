@@ -18,11 +18,11 @@ import torch
 
 from llmsched.data.media import ROLES, of_text
 from llmsched.data.messages import Unusable
+from llmsched.data.parameters import RequestError
 from llmsched.data.tasks import KINDS
 from workloads.inference import openai, why
 from workloads.inference.engine import Settings
 from workloads.inference.packed import lay_out
-from workloads.inference.parameters import RequestError
 from workloads.tasks.answers import answers_of
 from workloads.tasks.reads import Batch, Encoded
 from workloads.tasks.table import model_class, reader_of

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
+from llmsched.data.parameters import RequestError, Sampling, Usual
 from workloads.inference.adapters import AdapterError
 from workloads.inference.engine import Piece, Settings
 from workloads.inference.packed import lay_out
-from workloads.inference.parameters import RequestError, Sampling, Usual
 from workloads.inference.text import TextStream
 from workloads.tasks.table import model_class, reader_of
 

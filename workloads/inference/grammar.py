@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from workloads.inference.parameters import RequestError
+from llmsched.data.parameters import RequestError
 
 _WRITTEN = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}  # as json.dumps does
 

@@ -15,8 +15,8 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from llmsched import sanitize
+from llmsched.data.parameters import RequestError
 from llmsched.runtime import exceptions, redaction
-from workloads.inference.parameters import RequestError
 from workloads.inference.values import Unsayable, encoded
 
 Message = MutableMapping[str, Any]

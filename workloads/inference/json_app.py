@@ -21,10 +21,10 @@ from typing import Any
 
 from starlette.exceptions import HTTPException
 
+from llmsched.data.parameters import RequestError
 from llmsched.runtime import exceptions
 from llmsched.runtime.serve_internals import of_model
 from workloads.inference.http import Message, Receive, Send, json_answer_of, refusal
-from workloads.inference.parameters import RequestError
 from workloads.inference.values import encoded
 
 _END = object()

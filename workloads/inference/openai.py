@@ -14,10 +14,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+from llmsched.data import parameters
 from llmsched.data.media import of_text
 from llmsched.data.messages import Unusable
-from workloads.inference import parameters
-from workloads.inference.parameters import (
+from llmsched.data.parameters import (
     CHAT_TOKENS,
     COMPLETION_TOKENS,
     GREEDY,

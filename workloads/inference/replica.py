@@ -19,11 +19,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmsched.data.parameters import RequestError
 from llmsched.runtime import environment, exceptions
 from llmsched.runtime.start_costs import Laps
 from llmsched.runtime.storage import LocalStorage, Storage
 from workloads.inference.http import of_error
-from workloads.inference.parameters import RequestError
 from workloads.sources import BadInput, resolve_model, resolve_path
 
 if TYPE_CHECKING:  # it loads torch, which an app of the user's own may do without: seconds and 100 MB a replica

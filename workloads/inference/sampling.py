@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from workloads.inference.parameters import Sampling
+from llmsched.data.parameters import Sampling
 
 _GREEDY_BELOW = 1e-5
 

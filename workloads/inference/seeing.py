@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from llmsched.data.messages import Unusable
+from llmsched.data.parameters import RequestError
 from workloads.inference.answers import TextServer
 from workloads.inference.engine import Settings
 from workloads.inference.generating import GeneratingEngine
 from workloads.inference.openai import TextRequest
-from workloads.inference.parameters import RequestError
 
 
 class _Prompt(list[int]):

@@ -11,8 +11,8 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llmsched.data.parameters import RequestError, Sampling, Usual
 from workloads.inference.engine import Piece
-from workloads.inference.parameters import RequestError, Sampling, Usual
 from workloads.inference.sampling import Said
 
 # What llmsched sets itself, or never allows: code that comes with a model, weights that are not safetensors.

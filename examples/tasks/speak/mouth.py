@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
+from llmsched.data.parameters import RequestError
 from workloads.apps.speaker import Speaker
-from workloads.inference.parameters import RequestError
 
 RATE, LONGEST = 24_000, 500  # samples a second; sounds that it says at once
 # Kokoro has one sign for what espeak-ng writes as two.

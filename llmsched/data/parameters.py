@@ -169,6 +169,20 @@ def sampling(body: Mapping[str, Any], usual: Usual, usual_tokens: int, *, is_cha
     )
 
 
+# Of a request; in a batch the rows say it, or there is nobody to tell it to.
+_OF_A_REQUEST = {"model", "messages", "prompt", "stream", "stream_options", "user", "n", "logprobs", "top_logprobs",
+                 "tools", "tool_choice", "parallel_tool_calls"}  # fmt: skip
+
+
+def check_generation(args: Mapping[str, Any]) -> None:
+    """`args` that go with every row of a batch. Raises RequestError."""
+    for name in args:
+        if name in _OF_A_REQUEST:
+            raise RequestError(f'"{name}" is for a request, and not for the rows of a batch.', param=name)
+    refuse_what_is_not_here(args, (CHAT | COMPLETIONS) - _OF_A_REQUEST)
+    sampling(args, GREEDY, CHAT_TOKENS, is_chat=True)
+
+
 def _logprobs(body: Mapping[str, Any], is_chat: bool) -> int | None:
     """Chat has a switch and a number, completions one number."""
     if not is_chat:
