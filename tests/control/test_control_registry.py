@@ -55,6 +55,23 @@ def test_every_run_that_succeeds_is_a_version_with_what_it_is_of():
     asyncio.run(story())
 
 
+def test_an_app_whose_model_is_not_there_yet_waits_and_says_for_which_training():
+    async def story():
+        cluster = fake_cluster(demand=Script(runs_for_s=0.2))
+        async with controlling(cluster) as controller:
+            named = {"name": "use", "kind": "serve", "replicas": 1, "resources": {"cpus": 1}}
+            app = {"app": "workloads.apps.forecaster:Forecaster", "args": {"model": "run://demand"}}
+            await controller.submit([load_json(named | {"serve": app}), train("demand")], user=ANN)
+            await until(lambda: phase(controller, "demand") == "running")
+            waits = controller.state.gangs["use/0"].reason
+            assert text(waits.message) == "waits for demand to succeed" and phase(controller, "use") == "waiting"
+            await until(lambda: phase(controller, "use") == "running")
+            order = cluster.attempts["llms/use/0/1"].order
+            assert order.inputs == {"run://demand": controller.state.workloads["demand"].artifact}
+
+    asyncio.run(story())
+
+
 def test_a_registered_model_is_served_at_once_and_one_that_is_not_is_refused():
     async def story():
         cluster = fake_cluster(tune=QUICK, more=QUICK)
