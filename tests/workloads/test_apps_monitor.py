@@ -129,6 +129,14 @@ def test_rows_that_come_late_count_where_they_belong():
     assert ask(early, alerts=9) == ask(late, alerts=9) and len(ask(early, alerts=9)["alerts"]) == 1
 
 
+def test_what_happened_before_1970_is_counted_as_well():
+    app = Monitor()
+    told = ask(app, rows=rows([*usual(40, 8), 30], first=-44_000))
+    assert told["set_aside"] == 0
+    (alert, *_) = ask(app, alerts=5)["alerts"]
+    assert alert["begins"].startswith("1849-") and alert["count"] == 30
+
+
 def test_broken_rows_of_a_feed_are_set_aside_counted_and_named(tmp_path):
     feed = tmp_path / "part-0.jsonl"
     good = [json.dumps(row) for row in rows([3])]

@@ -61,8 +61,8 @@ class Windows:
             return f"has another key than the {KEYS_AT_MOST:,} that are kept"
         for each in {key, ALL} - self._counts.keys():
             self._counts[each], self._surges[each], self._judge_from[each] = defaultdict(int), {}, window
+        self.latest = window if self.first is None else max(self.latest, window)  # of times before 1970, too
         self.first = window if self.first is None else min(self.first, window)
-        self.latest = max(self.latest, window)
         for each in (key, ALL):
             self._counts[each][window] += 1
             self._judge_from[each] = min(self._judge_from[each], window)
