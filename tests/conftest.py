@@ -11,6 +11,7 @@ import pytest  # noqa: E402
 import ray  # noqa: E402, F401
 from hypothesis import HealthCheck, settings  # noqa: E402
 from xdist.scheduler import LoadFileScheduling  # noqa: E402
+from xdist.workermanage import WorkerController  # noqa: E402
 
 del os.environ["RAY_ENABLE_AUTO_CONNECT"]
 
@@ -20,32 +21,61 @@ settings.register_profile(
 )
 settings.load_profile("suite")
 
-# Files of tests on real Ray, in two lines of about the same length: of each line, one test after the other.
+# Files of tests on real Ray, in the order in which they begin: what takes longest comes first. Those of one name share
+# a cluster, and run one after the other.
 ON_REAL_RAY = {
-    "test_demo.py": 1,
-    "test_mishaps.py": 1,
-    "test_played_by_the_simulator.py": 1,  # with the next three on one cluster
-    "test_preempt_and_resume.py": 1,
-    "test_secrets_and_models.py": 1,
-    "test_two_users.py": 1,
-    "test_applications.py": 2,
-    "test_attempts_on_ray.py": 2,
-    "test_bridge_on_ray.py": 2,
-    "test_gateway_ray.py": 2,
-    "test_ray_up.py": 2,
+    "test_attempts_on_ray.py": "a cluster of two nodes",
+    "test_bridge_on_ray.py": "a cluster of two nodes",
+    "test_mishaps.py": "mishaps",
+    "test_secrets_and_models.py": "a cluster of one node",
+    "test_preempt_and_resume.py": "a cluster of one node",
+    "test_played_by_the_simulator.py": "a cluster of one node",
+    "test_two_users.py": "a cluster of one node",
+    "test_demo.py": "demo",
+    "test_applications.py": "",  # each on a cluster of its own
+    "test_gateway_ray.py": "gateway",
+    "test_ray_up.py": "ray up",
 }
+FIRST = {name: place for place, name in enumerate(ON_REAL_RAY)}
+RAYS = 2  # at a time: they wait and compute by turns, so two and one line of other tests keep two cores busy
 ALONE = ("test_worlds.py", "test_sim_published.py")  # their tests are long and share nothing
 
 
 class Lines(LoadFileScheduling):
-    """`-n 3 --dist loadfile --no-loadscope-reorder`: two Rays are up at a time at most, and who comes to the end of a
-    line helps with the rest. Of that, the tests of a file stay together, as they share what their fixtures start."""
+    """`-n 3 --dist loadfile --no-loadscope-reorder`: RAYS workers do what is on real Ray, and then help the others with
+    the rest. Of that, the tests of a file stay together, as they share what their fixtures start."""
 
     def _split_scope(self, nodeid: str) -> str:
         name = Path(nodeid.partition("::")[0]).name
         if name in ON_REAL_RAY:
-            return f"real Ray {ON_REAL_RAY[name]}"
+            return f"real Ray: {ON_REAL_RAY[name] or nodeid}"
         return nodeid if name in ALONE else str(super()._split_scope(nodeid))
+
+    def _reschedule(self, node: WorkerController) -> None:
+        # A worker begins a test when it knows the next one. More in hand would be taken from who is done earlier.
+        if self.workqueue and self._pending_of(self.assigned_work[node]) > 1:
+            return
+        if self.workqueue and self._next_for(node) is None and not node.shutting_down:
+            node.shutdown()
+        super()._reschedule(node)
+
+    def _assign_work_unit(self, node: WorkerController) -> None:
+        if (scope := self._next_for(node)) is not None:
+            self.workqueue.move_to_end(scope, last=False)
+        super()._assign_work_unit(node)
+
+    def _next_for(self, node: WorkerController) -> str | None:
+        """None: what is left is on real Ray, and RAYS workers are."""
+        others = (units for other, units in self.assigned_work.items() if other is not node)
+        rays = sum(
+            any(self._is_on_ray(scope) and not all(units[scope].values()) for scope in units) for units in others
+        )
+        rest = next((scope for scope in self.workqueue if not self._is_on_ray(scope)), None)
+        return rest if rays >= RAYS else next(filter(self._is_on_ray, self.workqueue), rest)
+
+    @staticmethod
+    def _is_on_ray(scope: str) -> bool:
+        return scope.startswith("real Ray")
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
@@ -60,7 +90,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 raise pytest.UsageError(f"{item.path.name} has tests on real Ray: it needs a line in ON_REAL_RAY")
             item.add_marker(pytest.mark.timeout(600))
     if "PYTEST_XDIST_WORKER" in os.environ:
-        items.sort(key=lambda item: ON_REAL_RAY.get(item.path.name, 3))
+        items.sort(key=lambda item: FIRST.get(item.path.name, len(FIRST)))
 
 
 @pytest.fixture(scope="module")

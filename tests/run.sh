@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# All checks, in the order in which they fail cheapest: lint (complexity too), types, import contracts, file length and
-# dead names, then tests, those on real Ray beside the others.
+# All checks, in the order in which they fail cheapest: lint (complexity too), types beside import contracts, file length
+# and dead names, then tests, those on real Ray beside the others.
 #   bash tests/run.sh          everything (about 15 minutes on 2 cores)
 #   bash tests/run.sh quick    without real Ray (about 6 minutes)
 set -euo pipefail
@@ -14,14 +14,15 @@ step() { printf '\n== %s (%ds)\n' "$1" $((SECONDS - began)); }
 step "ruff"
 $bin/ruff check .
 $bin/ruff format --check .
-step "mypy (strict where pyproject.toml says so)"
-$bin/mypy llmsched workloads
-step "import contracts"
-$bin/lint-imports --no-cache
-step "file length and dead names"
-$bin/python tests/structure.py
-step "tests"
+step "mypy (strict where pyproject.toml says so), beside import contracts, file length and dead names"
+$bin/mypy llmsched workloads &
+if ! { $bin/lint-imports --no-cache && $bin/python tests/structure.py; }; then
+  wait
+  exit 1
+fi
 $bin/python -m compileall -q llmsched workloads  # or each of the many processes that tests start compiles them anew
+wait $!
+step "tests"
 if [ "${1:-}" = quick ]; then
   exec $bin/pytest -m "not ray" -n 2 --durations=5
 fi
