@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import ray
 from ray._private.state import state as global_state
-from ray.air._internal import device_manager
 from ray.core.generated import gcs_pb2
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
@@ -92,6 +91,8 @@ def function_of(trainer: DataParallelTrainer) -> Callable[[], Any]:
 
 def use_cpu() -> None:
     """What `ray.train.torch` takes for the device of this process, where GPUs are only pretended."""
+    from ray.air._internal import device_manager  # it imports torch, which supervisors and controllers lack
+
     device_manager._torch_device_manager = device_manager.CPUTorchDeviceManager()
 
 

@@ -60,6 +60,13 @@ def test_ray_train_starts_no_process_for_what_an_attempt_has_no_use_for() -> Non
     assert Watch in ours
 
 
+def test_who_only_watches_over_a_training_imports_no_torch() -> None:
+    """Supervisors and Train's controllers did, for a class of devices that workers alone use: two seconds of a core
+    each before a training's first step. And on workers torch was there before it was told how many threads it has."""
+    program = "import sys, llmsched.runtime.train_attempt; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
 @pytest.mark.parametrize("name", ["WorkerGroupStartupTimeoutError", "InsufficientClusterResourcesError"])
 def test_ray_train_names_want_of_room_as_we_know_it(name: str) -> None:
     from ray.train.v2._internal import exceptions
