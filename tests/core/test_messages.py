@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections import Counter
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
 
@@ -32,17 +32,24 @@ class Said(NamedTuple):
     where: str
 
 
-def calls(name: str) -> Iterator[tuple[ast.Call, ast.AST, Path]]:
-    """Each call of that name, with the function or module around it."""
+@cache
+def all_calls() -> dict[str, list[tuple[ast.Call, ast.AST, Path]]]:
+    """By the name of what is called: each call, with the function or module around it."""
+    found: dict[str, list[tuple[ast.Call, ast.AST, Path]]] = {}
     for file in FILES:
         tree = ast.parse(file.read_text())
         around: dict[ast.AST, ast.AST] = {}
         for node in ast.walk(tree):
             for child in ast.iter_child_nodes(node):
                 around[child] = node if isinstance(node, ast.FunctionDef) else around.get(node, tree)
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) == name:
-                yield node, around.get(node, tree), file
+            if isinstance(node, ast.Call):
+                name = getattr(node.func, "id", getattr(node.func, "attr", ""))
+                found.setdefault(name, []).append((node, around.get(node, tree), file))
+    return found
+
+
+def calls(name: str) -> list[tuple[ast.Call, ast.AST, Path]]:
+    return all_calls().get(name, [])
 
 
 def codes_of(given: ast.expr, around: ast.AST) -> frozenset[str]:
