@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # All checks, in the order in which they fail cheapest: lint (complexity too), types beside import contracts, file length
 # and dead names, then tests, those on real Ray beside the others.
-#   bash tests/run.sh          everything (about 15 minutes on 2 cores)
+#   bash tests/run.sh          everything (about 20 minutes on 2 cores)
 #   bash tests/run.sh quick    without real Ray (about 6 minutes)
+#   bash tests/run.sh static   what comes before the tests; `tests`: what comes after it
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash .ci/setup
@@ -11,17 +12,22 @@ bin=.venv/bin
 began=$SECONDS
 step() { printf '\n== %s (%ds)\n' "$1" $((SECONDS - began)); }
 
-step "ruff"
-$bin/ruff check .
-$bin/ruff format --check .
-step "mypy (strict where pyproject.toml says so), beside import contracts, file length and dead names"
-$bin/mypy llmsched workloads &
-if ! { $bin/lint-imports --no-cache && $bin/python tests/structure.py; }; then
-  wait
-  exit 1
+if [ "${1:-}" != tests ]; then
+  step "ruff"
+  $bin/ruff check .
+  $bin/ruff format --check .
+  step "mypy (strict where pyproject.toml says so), beside import contracts, file length and dead names"
+  $bin/mypy llmsched workloads &
+  if ! { $bin/lint-imports --no-cache && $bin/python tests/structure.py; }; then
+    wait
+    exit 1
+  fi
+  $bin/python -m compileall -q llmsched workloads  # or each of the many processes that tests start compiles them anew
+  wait $!
 fi
-$bin/python -m compileall -q llmsched workloads  # or each of the many processes that tests start compiles them anew
-wait $!
+if [ "${1:-}" = static ]; then
+  exit
+fi
 step "tests"
 if [ "${1:-}" = quick ]; then
   exec $bin/pytest -m "not ray" -n 2 --durations=5
