@@ -59,18 +59,21 @@ def test_an_application_is_whole_small_and_explained(folder: Path, here: Any, tm
     page = (folder / "README.md").read_text()
     for part in filter(None, expect["parts"]):
         assert f"`{part}`" in page, f"{folder.name}/README.md says nothing of {part}"
-    specs = []
+    specs, specs_of = [], set()
     for file in sorted(folder.glob("*.yaml")):
         if file.name == "cluster.yaml":
             cluster.load(file.read_text())
         elif file.name != "expect.yaml":
             specs += load(file.read_text(), file.name)
+            specs_of.add(file.name)
     named = {spec.name for spec in specs}
     assert len(named) == len(specs) and {each.of for each in expect["seen"]} - {""} <= named
     assert f"{folder.name}/README.md" in (APPS / "README.md").read_text()
     if "short" in yaml.safe_load((folder / "expect.yaml").read_text()):
         short = runner.expected(folder.name, True)["short"]
-        here("shortened").copy(folder, tmp_path, short, folder.name)
+        copied = here("shortened").copy(folder, tmp_path, short, folder.name)
+        left = [load(file.read_text(), file.name) for file in copied.glob("*.yaml") if file.name in specs_of]
+        assert 0 < sum(map(len, left)) <= len(named)
     drawn = folder / "run.svg"
     assert drawn.is_file() == ("](run.svg)" in page) and (not drawn.is_file() or drawn.stat().st_size < 30_000)
 
@@ -105,6 +108,58 @@ def test_alarms_are_counted_beside_a_threshold_that_is_as_good(here: Any) -> Non
     assert alarms.share_found(alarms.by_monitor, real) == 1.0 and alarms.per_1000(alarms.by_monitor, real) == 0.0
     found = {part: (number, beside) for part, number, beside in alarms.compare(real)}
     assert found["found"] == (1.0, 1.0) and found["alarms"][0] == 0.0 and found["mistaken"][0] <= 20
+
+
+def test_an_outbreak_is_told_on_the_third_day_in_a_row_and_one_alarm_alone_is_none(here: Any) -> None:
+    outbreaks = here("outbreaks", "smart_city")
+    spring, day = date(1849, 5, 1), date(1849, 5, 1).toordinal()
+    alarms = [date.fromordinal(day + after) for after in (-40, 3, 9, 10, 11, 12)]
+    assert outbreaks.told(alarms, spring) == 11 and outbreaks.told(alarms[:4], spring) == float("inf")
+    calm = [
+        {"day": f"1849-0{month}-{number:02}"}
+        for month in (1, 2, 3)
+        for number in range(1, 29)
+        for _ in range(9 + number % 3)
+    ]
+    assert outbreaks.chart([*calm, *[{"day": "1849-04-01"}] * 30]) == [date(1849, 4, 1)]
+
+
+def test_a_street_is_drawn_with_what_stands_there_and_a_blind_camera_leaves_the_word_to_people(
+    here: Any, tmp_path: Path
+) -> None:
+    roads, jams, rows_of = here("roads", "smart_city"), here("jams", "smart_city"), here("measuring").rows_of
+    roads.TRAIN, roads.TEST = 4, 16
+    roads.write(tmp_path)
+    streets = rows_of(tmp_path / "streets.jsonl")
+    assert all(row["jam"] == (row["vehicles"] >= roads.JAM) for row in streets)
+    assert sum(row["is_blind"] for row in streets) == 2
+    for row in rows_of(tmp_path / "eyes.jsonl"):
+        boxes = [each["box"] for each in row["objects"]]
+        assert all(roads.apart(one, other) for at, one in enumerate(boxes) for other in boxes[:at])
+
+    class Cameras:
+        def classify(self, images: list[Any]) -> list[dict[str, Any]]:  # six of which two are pieces of one
+            seen = [
+                [0, 0, 4, 5],
+                [0, 4, 4, 8],
+                [9, 0, 13, 5],
+                [9, 9, 13, 19],
+                [20, 0, 24, 5],
+                [20, 9, 24, 14],
+                [0, 20, 1, 21],
+            ]
+            return [{"index": at, "at": {"box": box}} for at in range(len(images)) for box in seen]
+
+    class Reports:
+        def post(self, body: dict[str, Any]) -> dict[str, Any]:
+            is_jam = body["query"] in roads.sentences(roads.REPORTED["jam"])
+            return {"passages": [{"score": 0.5, "means": "jam" if is_jam else "free"}, {"score": 0.1, "means": "free"}]}
+
+    said = {part: (number, beside) for part, number, beside in jams.compare(Cameras(), Reports(), tmp_path)}
+    jammed = [row["jam"] for row in streets]
+    assert said["jams"][1] == sum(jammed) / 16 and said["jams_words"][1] == 1.0
+    right = sum(row["jam"] or row["is_blind"] for row in streets)
+    assert said["jams"][0] == right / 16
 
 
 def test_what_a_package_lacks_is_told_with_how_to_get_it(

@@ -1,5 +1,6 @@
 """Asks for tomorrow's curve on each of 60 evenings, with tomorrow's weather as it came out, then adds what was needed;
-lets a power station fail; and calls an emergency and a drill while a study holds the GPUs."""
+lets a power station fail; counts deaths day by day until an outbreak is told; looks for jams; and calls an emergency
+and a drill while a study holds the GPUs."""
 
 from __future__ import annotations
 
@@ -11,6 +12,8 @@ from typing import Any
 
 from prepare import CITY, DAY, KNOWN  # isort: skip  # it knows the way to measuring.py
 
+import jams
+import outbreaks
 from measuring import rows_of, say, until
 from plainly import ridge
 
@@ -22,6 +25,9 @@ DATA, DAYS, FAILS = Path(__file__).parent / "data", 60, range(18, 30)
 def main() -> None:
     client = Client()
     energy(client, rows_of(DATA / "demand.jsonl"), rows_of(DATA / "coming.jsonl"))
+    told = outbreaks.compare(client.chat("city-deaths"), rows_of(DATA / "deaths.jsonl"))
+    for part, number, beside in (*told, *jams.compare(client.chat("city-cameras"), client.chat("city-reports"), DATA)):
+        say(part, number, beside)
     client.apply("study.yaml")
     until(lambda: client.status("city-study").progress.get("step", 0) > 100, "the study computes")
     say("emergency", seconds_to_run(client, "emergency.yaml", "city-emergency"))
