@@ -52,7 +52,7 @@ def roles(
         for row, place in zip(chosen, chosen.places, strict=True):
             try:
                 for role in media.ROLES & row.keys():
-                    row[role] = media.of_row(row[role], folder / Path(place.file).parent, role)
+                    row[role] = media.of_row(row[role], media.beside(folder, place.file), role)
                 good.add(check(row, chosen), place)
             except Unusable as error:
                 bad.add(place, str(error))

@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 from llmsched.data import files, formats, media, reading
 from llmsched.data.messages import Unusable
-from llmsched.data.rows import BadRows, DataError, Rows
+from llmsched.data.rows import BadRows, DataError
 from llmsched.data.tasks import DISTILL, KINDS
 
 FIRST_ROWS = 200
@@ -91,7 +91,12 @@ def _first_rows(
         if objective == DISTILL and dataset.get("split", "train") == "train":
             kind = kind.unlabelled
         rows = formats.roles(rows, kind.required, kind.optional, columns, path, bad, kind.names)
-        _look_at_media(rows, media.folder_of(place), bad, _rate(train["base_model"], folder))
+        beginning, rate = media.folder_of(place), rate_of(train["base_model"], folder)
+        for row, where in zip(rows, rows.places, strict=True):
+            try:
+                check_media(row, media.beside(beginning, where.file), rate)
+            except Unusable as error:
+                bad.add(where, str(error))
     return [*rows.notes, *bad.settle(len(rows))]
 
 
@@ -136,18 +141,14 @@ def _taught_otherwise(teacher: str | None, task: str, folder: Path | None) -> st
     return f"{teacher} is a {learnt[0]}, which says nothing of {task}; it needs a model that learnt that"
 
 
-def _look_at_media(rows: Rows, folder: Path, bad: BadRows, rate: int | None) -> None:
-    for row, where in zip(rows, rows.places, strict=True):
-        for role in media.ROLES & row.keys():
-            try:
-                source = media.of_row(row[role], folder / Path(where.file).parent, role)
-                if wrong := media.flaw(source, role, rate):
-                    raise Unusable(wrong)
-            except Unusable as error:
-                bad.add(where, str(error))
+def check_media(row: Mapping[str, Any], folder: Path, rate: int | None) -> None:
+    """Of {role: value}, whose paths begin at `folder`. Raises Unusable for what nobody could see or hear."""
+    for role in media.ROLES & row.keys():
+        if wrong := media.flaw(media.of_row(row[role], folder, role), role, rate):
+            raise Unusable(wrong)
 
 
-def _rate(base_model: str, folder: Path | None) -> int | None:
+def rate_of(base_model: str, folder: Path | None) -> int | None:
     """Samples a second that a model on this machine hears."""
     place = place_of(base_model, folder)
     try:

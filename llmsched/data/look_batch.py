@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from llmsched.data import files, look, parts, questions, reading, tables
+from llmsched.data import files, look, media, parts, questions, reading, tables
 from llmsched.data.messages import Unusable
 from llmsched.data.rows import BadRows, DataError, NothingThere
 
@@ -24,7 +24,7 @@ def look_at_batch(batch: Mapping[str, Any], folder: Path | None, *, is_complete:
         wrong = [f"batch.input.path: {look.missing(path, place)}"] if is_complete or look.is_of_a_hub(path) else []
         return {"errors": wrong, "notes": []}
     try:
-        return {"errors": [], "notes": [*_looked(batch, place), *_output(batch)]}
+        return {"errors": [], "notes": [*_looked(batch, place, folder), *_output(batch)]}
     except NothingThere as error:
         if batch.get("follow"):
             return {"errors": [], "notes": [f"{error}; it begins with what comes, and goes on for ever"]}
@@ -33,7 +33,7 @@ def look_at_batch(batch: Mapping[str, Any], folder: Path | None, *, is_complete:
         return {"errors": [f"batch.input: {error}"], "notes": []}
 
 
-def _looked(batch: Mapping[str, Any], place: Path) -> list[str]:
+def _looked(batch: Mapping[str, Any], place: Path, folder: Path | None) -> list[str]:
     """Raises DataError for what the run would be refused for, as far as the first rows show it."""
     given = batch["input"]
     path, encoding, split = given["path"], given.get("encoding"), given.get("split")
@@ -47,9 +47,11 @@ def _looked(batch: Mapping[str, Any], place: Path) -> list[str]:
     if not batch.get("map"):
         task = batch.get("task") or "causal-lm"
         columns = questions.columns_of(task, there, given.get("columns") or {}, path)
+        beginning, rate = media.folder_of(place), look.rate_of(batch["model"], folder)
         for row, where in zip(first, first.places, strict=True):
             try:
-                questions.question(row, columns, task)
+                asked = questions.question(row, columns, task)
+                look.check_media(asked, media.beside(beginning, where.file), rate)
             except Unusable as error:
                 bad.add(where, str(error))
                 kept -= 1

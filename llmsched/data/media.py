@@ -27,6 +27,11 @@ def folder_of(place: Path) -> Path:
     return place.parent if place.is_file() else place
 
 
+def beside(folder: Path, file: str) -> Path:
+    """Where the paths in the rows of `file` begin; `folder` is that of the whole data set."""
+    return folder / Path(file).parent
+
+
 def of_row(value: Any, folder: Path, role: str) -> Source:
     """The file or the bytes that a row means. Raises Unusable."""
     if isinstance(value, Mapping):  # as the library datasets has it

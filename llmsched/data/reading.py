@@ -7,6 +7,7 @@ from pathlib import Path
 
 from llmsched.data import tables
 from llmsched.data.files import find
+from llmsched.data.media import folder_of
 from llmsched.data.rows import Bad, BadRows, DataError, NothingThere, Place, Rows
 
 
@@ -21,12 +22,13 @@ def read(
 ) -> Rows:
     """The rows of the file, folder or pattern `place`, which messages call `path`; `limit`: so many of each file.
 
-    Rows that cannot be read go to `bad`. Raises DataError."""
-    rows = Rows()
+    A row's place names its file from the data set's folder on. Rows that cannot be read go to `bad`. Raises
+    DataError."""
+    rows, folder = Rows(), folder_of(place)
     try:
         files = find(place, split)
         for file in files:
-            name = file.name if len(files) == 1 else str(_short(file.path, place))
+            name = str(file.path.relative_to(folder))
             texts = encoding or tables.encoding_of(file)
             if encoding is None and not texts.startswith("utf"):
                 rows.notes.append(f"{path}: {name} is not UTF-8: it was read as {texts} (encoding: says another)")
@@ -45,7 +47,3 @@ def read(
     if not rows:
         raise NothingThere(f"data set {path}: no rows")
     return rows
-
-
-def _short(file: Path, place: Path) -> Path:
-    return file.relative_to(place) if file.is_relative_to(place) else Path(file.name)

@@ -43,10 +43,10 @@ class Embed:
 
         torch.set_num_threads(1)
         batch = {"task": "feature-extraction", "engine_kwargs": {}, "model": given["model"]}
-        self.ask = answers_of(batch, {"text": "text"}, {"cpus": 1, "gpus": 0}, {}, pathlib.Path())
+        self.ask = answers_of(batch, {"text": "text"}, {"cpus": 1, "gpus": 0}, {})
 
     def __call__(self, batch):
-        found = self.ask([{"text": str(text)} for text in batch["text"]])
+        found = self.ask([{"text": str(text)} for text in batch["text"]], pathlib.Path())
         return {**batch, "embedding": [one["embedding"] for one in found]}
 
 

@@ -18,6 +18,7 @@ from llmsched.client import sources
 from llmsched.control import data_files
 from llmsched.control.gpu_memory import Verdict
 from llmsched.data.look import look
+from llmsched.data.look_batch import look_at_batch
 from llmsched.errors import SpecError
 from llmsched.spec.compile import compile_workload
 from llmsched.spec.load import load_json
@@ -232,3 +233,31 @@ def test_the_input_of_a_batch_is_counted_and_what_its_model_cannot_read_is_said(
     Path("spec.yaml").write_text(json.dumps(batch(".", input={"path": "b.jsonl"})))
     said = CliRunner().invoke(cli, ["plan", "-f", "spec.yaml"], env=env)
     assert said.exit_code == 2 and "batch.input.path: no such file or folder: b.jsonl" in said.output
+
+
+def test_a_batch_says_which_images_and_sounds_nobody_could_see_or_hear_as_a_training_does(tmp_path: Path) -> None:
+    """Beside their data file, wherever in the folder that lies."""
+    below = tmp_path / "data" / "sub"
+    below.mkdir(parents=True)
+    Image.new("RGB", (2, 2)).save(below / "good.png")
+    (below / "none.png").write_bytes(b"pixels")
+    images = ["good.png", "none.png", "away.png", "https://example.com/a.png"]
+    (below / "a.jsonl").write_text("".join(json.dumps({"image": name}) + "\n" for name in images))
+    section = {"input": {"path": "data"}, "model": "vit", "task": "image-classification"}
+    (note,) = [each for each in look_at_batch(section, tmp_path, is_complete=True)["notes"] if "left out" in each]
+    assert "3 of 4 rows left out: row 2 of sub/a.jsonl has an image that cannot be read (none.png)" in note
+    assert f"row 3 of sub/a.jsonl has as image the file 'away.png', which is not in {below}" in note
+    section["input"] = {"path": "data", "on_bad_row": "refuse"}
+    (error,) = look_at_batch(section, tmp_path, is_complete=True)["errors"]
+    assert error.startswith("batch.input: data set data: row 2 of sub/a.jsonl has an image that cannot be read")
+
+    (tmp_path / "ear").mkdir()
+    (tmp_path / "ear" / "preprocessor_config.json").write_text('{"sampling_rate": 16000}')
+    with wave.open(str(tmp_path / "hum.wav"), "wb") as file:
+        file.setparams((1, 2, 8000, 0, "NONE", ""))
+        file.writeframes(bytes(800))
+    (tmp_path / "b.jsonl").write_text('{"audio": "hum.wav"}\n')
+    section = {"input": {"path": "b.jsonl"}, "model": "ear", "task": "audio-classification"}
+    assert "8,000 samples a second (hum.wav); this model hears 16,000" in str(
+        look_at_batch(section, tmp_path, is_complete=True)
+    )

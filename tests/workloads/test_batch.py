@@ -196,17 +196,17 @@ def test_a_broken_row_is_set_aside_and_named_and_the_others_are_answered(order: 
 def test_no_row_is_blamed_for_what_befalls_one_that_was_answered_before() -> None:
     is_away = False
 
-    def answers(rows: Any) -> list[Any]:
+    def answers(rows: Any, folder: Path) -> list[Any]:
         if is_away or any(row["n"] == 3 for row in rows):
             raise ConnectionError("nobody answers")
         return [{} for _ in rows]
 
     ask = blaming(answers)
-    found = ask([{"n": n} for n in range(6)])
+    found = ask([{"n": n} for n in range(6)], Path())
     assert [type(one).__name__ for one in found] == ["dict"] * 3 + ["Bad"] + ["dict"] * 2
     is_away = True
     with pytest.raises(ConnectionError):
-        ask([{"n": 7}, {"n": 8}])
+        ask([{"n": 7}, {"n": 8}], Path())
 
 
 @pytest.mark.parametrize(
@@ -359,13 +359,13 @@ def test_an_image_beside_its_data_file_is_looked_at_and_one_that_is_none_is_set_
     config = transformers.ViTConfig(image_size=16, patch_size=8, num_labels=3, **tiny_tasks.SMALL)
     transformers.ViTForImageClassification(config).save_pretrained(model)
     transformers.ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(model)
-    (tmp_path / "pictures").mkdir()
-    Image.new("RGB", (8, 8), "red").save(tmp_path / "pictures" / "red.png")
+    (tmp_path / "pictures" / "of_a_day").mkdir(parents=True)
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "pictures" / "of_a_day" / "red.png")
     rows = [{"image": "red.png"}, {"image": "blue.png"}, {"image": "aGVsbG8="}]
-    (tmp_path / "pictures" / "all.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    (tmp_path / "pictures" / "of_a_day" / "all.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     given = {"input": {"path": str(tmp_path / "pictures")}, "output": str(tmp_path / "out")}
     (said,) = answered(order(model=model, task="image-classification", **given))
-    assert said["_row"] == "all.jsonl#1" and said["score"] == max(said["scores"].values())
+    assert said["_row"] == "of_a_day/all.jsonl#1" and said["score"] == max(said["scores"].values())
     bad = [json.loads(line)["why"] for line in (tmp_path / "out" / "_bad_rows.jsonl").read_text().splitlines()]
     assert "the file 'blue.png', which is not in" in bad[0] and "is no image" in bad[1]
 

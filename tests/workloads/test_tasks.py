@@ -306,8 +306,9 @@ def seen_by(rank: int, size: int, folder: str, images: list[bytes]) -> list[str]
 
     batch = {"model": folder, "task": "image-text-to-text", "engine_kwargs": {}, "args": {"max_tokens": 6}}
     columns = {"text": "question", "image": "image"}
-    answers = answers_of(batch, columns, {"cpus": 1}, {}, Path(folder))
-    return [str(one["answer"]) for one in answers([{"question": "how is", "image": image} for image in images])]
+    answers = answers_of(batch, columns, {"cpus": 1}, {})
+    asked = [{"question": "how is", "image": image} for image in images]
+    return [str(one["answer"]) for one in answers(asked, Path(folder))]
 
 
 def said_by(rank: int, size: int, folder: str) -> Any:

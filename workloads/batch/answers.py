@@ -1,6 +1,7 @@
 """From rows to answers, by a model as it is served or by a function of the user's own; and which row is to blame.
 
-`Answers` is one call for some rows: as many answers, in their order. `blaming` calls it for all of them, and when that
+`Answers` is one call for some rows of a file, whose images and sounds are named from a folder: as many answers, in
+their order. `blaming` calls it for all of them, and when that
 fails finds the rows because of which it does: a row is to blame only while another one still gets its answer.
 """
 
@@ -24,7 +25,7 @@ from llmsched.runtime.environment import UserError
 from workloads.batch.output import ROW
 from workloads.sources import BadInput, resolve_model
 
-Answers = Callable[[Sequence[Row]], "list[Row | Bad]"]
+Answers = Callable[[Sequence[Row], Path], "list[Row | Bad]"]
 AT_ONCE = 256  # questions to a language model under way
 
 
@@ -33,33 +34,32 @@ def answers_of(
     columns: Mapping[str, str],
     member: Mapping[str, Any],
     inputs: Mapping[str, str],
-    folder: Path,
 ) -> Answers:
-    """What a `batch` section of a spec asks for, loaded. Images and sounds are named from `folder`. Raises BadInput,
-    UserError."""
+    """What a `batch` section of a spec asks for, loaded. Raises BadInput, UserError."""
     if batch.get("map"):
         return _function(batch["map"], batch.get("args") or {})
-    return _model(batch, columns, member, inputs, folder)
+    return _model(batch, columns, member, inputs)
 
 
 def blaming(answers: Answers) -> Answers:
     """`answers`, with a Bad in the place of each row that makes it fail. Raises what it raises where it fails with a
     row that it answered before, too: then it is broken, or what it needs is away, and no row can be blamed."""
-    last: list[Row] = []  # that got an answer
+    last: list[tuple[Row, Path]] = []  # that got an answer
 
-    def ask(rows: Sequence[Row]) -> list[Row | Bad]:
+    def ask(rows: Sequence[Row], folder: Path) -> list[Row | Bad]:
         try:
-            found = answers(rows)
+            found = answers(rows, folder)
         except UserError:
             raise
         except Exception as error:
             if len(rows) == 1:
-                if last:
-                    answers(last)
+                for row, place in last:
+                    answers([row], place)
                 return [Bad(_why(error))]
             half = len(rows) // 2
-            return [*ask(rows[:half]), *ask(rows[half:])]
-        last[:] = next(([row] for row, one in zip(rows, found, strict=True) if not isinstance(one, Bad)), last)
+            return [*ask(rows[:half], folder), *ask(rows[half:], folder)]
+        answered = (row for row, one in zip(rows, found, strict=True) if not isinstance(one, Bad))
+        last[:] = next(([(row, folder)] for row in answered), last)
         return found
 
     return ask
@@ -88,7 +88,7 @@ def _function(entry: str, args: Mapping[str, Any]) -> Answers:
     if not callable(call):
         raise UserError(f"{what}: an instance of the class cannot be called; give it __call__(self, rows)")
 
-    def answer(rows: Sequence[Row]) -> list[Row | Bad]:
+    def answer(rows: Sequence[Row], folder: Path) -> list[Row | Bad]:
         made = call([dict(row) for row in rows])
         if inspect.isawaitable(made):
             made = asyncio.run(_awaited(made))
@@ -118,7 +118,6 @@ def _model(
     columns: Mapping[str, str],
     member: Mapping[str, Any],
     inputs: Mapping[str, str],
-    data: Path,
 ) -> Answers:
     """The server that a replica would have, asked in this process."""
     from llmsched.data.parameters import RequestError
@@ -129,20 +128,20 @@ def _model(
     server = server_for(serve, resolve_model(batch["model"], inputs), threads, float(member.get("gpus") or 0))
     ask = _ASK[KINDS[batch["task"]].answers[0]]
 
-    def answer(rows: Sequence[Row]) -> list[Row | Bad]:
+    def answer(rows: Sequence[Row], folder: Path) -> list[Row | Bad]:
         asked: list[Row | Bad] = []
         for row in rows:
             try:
-                asked.append(_sendable(question(row, columns, batch["task"]), data))
+                asked.append(_sendable(question(row, columns, batch["task"]), folder))
             except Unusable as error:
                 asked.append(Bad(str(error)))
         questions = [one for one in asked if not isinstance(one, Bad)]
         found = iter(asyncio.run(ask(server, questions, batch)) if questions else [])
         return [one if isinstance(one, Bad) else next(found) for one in asked]
 
-    def answer_or_refuse(rows: Sequence[Row]) -> list[Row | Bad]:
+    def answer_or_refuse(rows: Sequence[Row], folder: Path) -> list[Row | Bad]:
         try:
-            return answer(rows)
+            return answer(rows, folder)
         except RequestError as error:
             if error.param in (batch.get("args") or {}):
                 raise BadInput(f"batch.args: {error.message}") from error

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llmsched.data import questions, reading
-from llmsched.data.media import folder_of
+from llmsched.data.media import beside, folder_of
 from llmsched.data.parts import Part, Reader, count, named_in
 from llmsched.data.rows import Bad, BadRows, DataError, Row
 from llmsched.runtime import artifact
@@ -114,11 +114,12 @@ class Worker:
         assert plan is not None, "the run has begun"
         self._plan = plan
         place = place_of_input(order)
+        self._folder = folder_of(place)
         self._reader = Reader(place, plan.files, self._batch["input"].get("encoding"))
         # One of a batch that follows its input may be there before its rows are.
         columns = dict(plan.columns)
         self._columns = columns
-        self._answers: Answers = blaming(answers_of(self._batch, columns, member, order["inputs"], folder_of(place)))
+        self._answers: Answers = blaming(answers_of(self._batch, columns, member, order["inputs"]))
 
     def do(self, part: Part) -> Done:
         """Answer its rows, write them, and note it: in this order, so what is noted is there. Raises BadInput for a row
@@ -131,9 +132,9 @@ class Worker:
         answered: list[Row] = []
         bad: list[BadRow] = []
         size = min(int(self._batch["batch_size"]), _ASKED_AT_ONCE)
-        rows = self._reader.read(part)
+        rows, folder = self._reader.read(part), beside(self._folder, file)
         while some := list(islice(rows, size)):
-            for (number, row), answer in zip(some, self._answers_to([row for _, row in some]), strict=True):
+            for (number, row), answer in zip(some, self._answers_to([row for _, row in some], folder), strict=True):
                 if isinstance(answer, Bad):
                     bad.append(BadRow(file, number, answer.why))
                 else:
@@ -150,10 +151,10 @@ class Worker:
         self._ledger.note(part, done)
         return done
 
-    def _answers_to(self, rows: list[Any]) -> list[Row | Bad]:
+    def _answers_to(self, rows: list[Any], folder: Path) -> list[Row | Bad]:
         """Rows that cannot be read are not asked about."""
         asked = [row for row in rows if isinstance(row, dict)]
-        found = iter(self._answers(asked) if asked else [])
+        found = iter(self._answers(asked, folder) if asked else [])
         return [next(found) if isinstance(row, dict) else _unread(row) for row in rows]
 
 
