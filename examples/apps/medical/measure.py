@@ -10,10 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean
 
-import prepare  # isort: skip  # noqa: F401  # it knows the way to measuring.py
+from prepare import CATEGORY  # isort: skip  # it knows the way to measuring.py
 
 import pandas
-from measuring import by_columns, rows_in, rows_of, say, until
+from measuring import by_columns, rows_in, rows_of, same, say, until
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics import roc_auc_score
 
@@ -68,18 +68,17 @@ def livers() -> None:
 
 
 def codes() -> None:
-    asked, known = rows_of(DATA / "asked.jsonl"), rows_of(DATA / "codes" / "categories.jsonl")
+    asked, known = rows_of(DATA / "asked.jsonl"), rows_of(DATA / "codes" / "known.jsonl")
 
-    def found(row: dict[str, str]) -> bool:
-        passages = CLIENT.chat("codes").post({"query": row["text"], "k": 1})["passages"]
-        return row["code"].startswith(passages[0]["code"])
+    def found(row: dict[str, str]) -> str:
+        return str(CLIENT.chat("codes").post({"query": row["text"], "k": 1})["passages"][0]["code"][:CATEGORY])
 
+    true = [row["code"][:CATEGORY] for row in asked]
     with ThreadPoolExecutor(8) as several:
-        number = mean(several.map(found, asked))
+        number = same([*several.map(found, asked)], true)
     words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
     alike = words.fit_transform(row["text"] for row in known) @ words.transform(row["text"] for row in asked).T
-    likest = [known[at]["code"] for at in alike.toarray().argmax(0)]
-    say("codes", number, mean(row["code"].startswith(code) for row, code in zip(asked, likest, strict=True)))
+    say("codes", number, same([known[at]["code"][:CATEGORY] for at in alike.toarray().argmax(0)], true))
 
 
 PARTS = {part.__name__: part for part in (tumours, livers, codes, hours)}

