@@ -75,9 +75,9 @@ class Admission:
             self._tell_promised(state.gangs[name])
         if not goes_on:
             return
-        moves = migrate.Moves(self.this, self.calendar)
+        moves, grows = migrate.Moves(self.this, self.calendar), grow.Before(self.this, self.calendar)
         while True:
-            line = self._ask_all(moves, since)
+            line = self._ask_all(moves, grows, since)
             if line is None:
                 self._forget_who_did_not_begin()
                 return
@@ -99,7 +99,7 @@ class Admission:
         elastic = self.state.waiting.elastic.values()
         return any(not self.plan.sizes.get(name, 1) for shape in elastic for _, name in shape.entries)
 
-    def _ask_all(self, moves: migrate.Moves, since: int) -> Line | None:
+    def _ask_all(self, moves: migrate.Moves, grows: grow.Before, since: int) -> Line | None:
         """Ask everybody whose answer may be another one than before. None: the portion of this pass is decided."""
         plan = self.plan
         if self.by_rank:
@@ -122,6 +122,7 @@ class Admission:
             self.asked[shape.serial] = None
             if self.by_rank:
                 moves.before(gang)
+                grows.start(gang)
             if self.calendar.promises and (head := self.unasked.is_kept_out(gang, shape)) is not None:
                 self.this.tell_alone(gang, self.calendar.would_delay(head))
                 self._stand_before(gang, shape, line)

@@ -11,15 +11,17 @@ from math import inf
 from typing import NamedTuple
 
 from llmsched.core.amounts import bundle_milli, flavor_of, need_milli, options_of
+from llmsched.core.exact_fit import fits
 from llmsched.core.possible import able_options, option_of
 from llmsched.core.records import GangState, amount_of, size_of
 from llmsched.core.resources import MILLI
 from llmsched.core.room import OPEN, Closed, Room
 from llmsched.core.scheduling_pass import Pass
-from llmsched.core.shapes import Shape
+from llmsched.core.shapes import Key, Shape
 from llmsched.core.stages import place
 from llmsched.core.stages.backfill import Calendar, could_start
 from llmsched.core.stages.lesser import Giver, keeps, room_elsewhere
+from llmsched.core.stages.line import rank_of
 from llmsched.core.stages.place import Refused
 from llmsched.core.state import State
 from llmsched.core.workload import Placement, Workload
@@ -62,6 +64,7 @@ class Demand:
 
     def __init__(self, this: Pass, calendar: Calendar, running: list[GangState], by_rank: bool) -> None:
         self._fixed: list[_Fixed] = []
+        self._ranked: list[tuple[Key, Giver]] = []  # by rank, who runs and may be evicted, and holds nothing by now
         self._rigid: dict[tuple[str | None, int], int] = {}  # of those, by flavor and priority
         self._able: dict[int, list[GangState]] = {}  # of each elastic class those that could start
         self._free: list[Giver] = []  # those that run and may keep what they must on one node or another
@@ -79,10 +82,9 @@ class Demand:
             if trial.held(gang) and gang.id not in trial.shrinking and not gang.lost_members:
                 if by_rank and gang.spec.preemptible:
                     trial.hold(gang, ())
+                    self._ranked.append((rank_of(this, gang), _giver(gang)))
                 else:
-                    standing = gang.placement or gang.held
-                    size = gang.wanted_size or gang.spec.min_size
-                    least[gang.id] = Giver(gang, min(size, size_of(gang.spec, standing)), standing)
+                    least[gang.id] = _giver(gang)
         self._free = [giver for giver in least.values() if giver.has_choice()]
         for giver in least.values():
             trial.hold(giver.gang, () if giver.has_choice() else keeps(*giver))
@@ -96,9 +98,33 @@ class Demand:
                 trial.hold(giver.gang, keeps(*giver))
         for shape in elastic:
             self._able[shape.serial] = self._that_could_start(shape)
+        if self._ranked:
+            self._ranked.sort(key=lambda row: row[0], reverse=True)
+            waits.sort(key=self._rank)
         for shape in waits:
+            self._hold_before(shape)
             self._count(shape)
         trial.rollback(mark)
+
+    def _rank(self, shape: Shape) -> Key:
+        return rank_of(self._this, self._this.state.gangs[shape.entries[0][1]])
+
+    def _hold_before(self, shape: Shape) -> None:
+        """By rank who runs and comes before it, or has exchanged a place with it, goes on with its least."""
+        if not self._ranked or self._tried >= STARTS_TRIED:
+            return
+        first = self._this.state.gangs[shape.entries[0][1]]
+        key, exchanged = rank_of(self._this, first), self._this.exchanged_with(first)
+        stay = []
+        while self._ranked and self._ranked[-1][0] < key:
+            stay.append(self._ranked.pop())
+        if exchanged:
+            stay += [row for row in self._ranked if row[1].gang.id in exchanged]
+            self._ranked = [row for row in self._ranked if row[1].gang.id not in exchanged]
+        for _, giver in stay:
+            kept = keeps(*giver)
+            if fits(self._this.trial, giver.gang.spec, kept):
+                self._this.trial.hold(giver.gang, kept)
 
     def able(self, shape: Shape) -> list[GangState]:
         return self._able[shape.serial]
@@ -271,6 +297,12 @@ class Demand:
                 amount = row.amount - room.inside(row.spec, row.placement, closed)
                 rigid[row.spec.priority] = rigid.get(row.spec.priority, 0) + amount
         return Limit(names, left - sum(rigid.values()), rigid)
+
+
+def _giver(gang: GangState) -> Giver:
+    """With its least."""
+    standing, size = gang.placement or gang.held, gang.wanted_size or gang.spec.min_size
+    return Giver(gang, min(size, size_of(gang.spec, standing)), standing)
 
 
 def _flavors_of(state: State, gang: GangState) -> list[str | None]:

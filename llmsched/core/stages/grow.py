@@ -1,4 +1,5 @@
 """Leftovers: running elastic gangs move towards the size elasticity wants for them, last, when nobody waits for it.
+By rank they grow before those of a lower priority start, whose part is in their shares.
 
 Bigger where there is room; where there is none, whoever holds more than its share gives back first. A gang changes
 size at most once a quantum. A pass changes a portion of them; the next one, at once, goes on with those left.
@@ -20,23 +21,48 @@ from llmsched.core.status import Status
 from llmsched.core.workload import Placement
 
 
+class Before:
+    """By rank: each priority before who waits with a lower one."""
+
+    def __init__(self, this: Pass, calendar: Calendar) -> None:
+        self._this, self._calendar, sizes = this, calendar, this.plan.sizes
+        elastic = (this.state.gangs[name] for name in this.state.elastic)
+        grows = (gang for gang in elastic if gang.is_active() and sizes.get(gang.id, 0) > gang.size)
+        by_priority = this.policies.ordering.by_priority
+        self._priorities = sorted({gang.spec.priority for gang in grows}) if by_priority else []
+
+    def start(self, waiting: GangState) -> None:
+        while self._priorities and self._priorities[-1] > waiting.spec.priority:
+            priority = self._priorities.pop()
+            for name in self._this.state.elastic:
+                gang = self._this.state.gangs[name]
+                if gang.spec.priority == priority and (target := _target(self._this, gang)) > gang.size:
+                    _grow(self._this, gang, target, self._calendar)
+
+
+def _target(this: Pass, gang: GangState) -> int:
+    """The size that it is to have and may change to now; what it has, if there is no other."""
+    trial, quantum = this.trial, this.state.configuration.scheduling.quantum_s
+    if gang.status is not Status.RUNNING or gang.id in trial.leaving or gang.id in trial.shrinking or gang.lost_members:
+        return gang.size
+    target = gang.wanted_size if gang.wanted_size is not None else this.plan.sizes.get(gang.id, gang.size)
+    if target in (gang.size, 0):  # 0: by rank it should hold nothing, which is not a size to resize to
+        return gang.size
+    return target if gang.wanted_size is not None or this.has_held(gang, quantum) else gang.size
+
+
 def run(this: Pass, calendar: Calendar) -> None:
-    trial, state, plan = this.trial, this.state, this.plan
+    state, plan = this.state, this.plan
     if not state.elastic or not state.configuration.scheduling.elastic:
         return
-    quantum = state.configuration.scheduling.quantum_s
     since = len(plan.decisions)
     short, lacking = 0, 0  # thousandths of GPUs that gangs lack and found no room for, and where they could be
     asked: list[tuple[GangState, int]] = []
     larger: list[tuple[GangState, int]] = []
     for name in state.elastic:
         gang = state.gangs[name]
-        if gang.status is not Status.RUNNING or name in trial.leaving or name in trial.shrinking or gang.lost_members:
-            continue
-        target = gang.wanted_size if gang.wanted_size is not None else plan.sizes.get(name, gang.size)
-        if target in (gang.size, 0):  # 0: by rank it should hold nothing, which is not a size to resize to
-            continue
-        if gang.wanted_size is None and not this.has_held(gang, quantum):
+        target = _target(this, gang)
+        if target == gang.size:
             continue
         if plan.cut(since):
             return  # who is short of what is known only when all have been asked

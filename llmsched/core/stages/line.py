@@ -16,6 +16,7 @@ from typing import NamedTuple
 from llmsched.core.amounts import flavor_of, need_milli, need_of
 from llmsched.core.answers import Index
 from llmsched.core.fair import BORROWED, Shares
+from llmsched.core.lane import due, is_owed
 from llmsched.core.records import GangState
 from llmsched.core.resources import MILLI
 from llmsched.core.scheduling_pass import Pass
@@ -94,6 +95,18 @@ def key_with_age(this: Pass, gang: GangState) -> Key:
         own = this.policies.ordering.key(gang, this.view)
         key = this.keys[gang.id] = (own, gang.submitted_at, gang.workload_id, gang.index)
     return key
+
+
+def by_due(this: Pass, gang: GangState) -> Key:
+    """By rank, of who is owed a start: before all others of its priority, who is due first before the others."""
+    first = (-gang.spec.priority,) if this.policies.ordering.by_priority else ()
+    return (first, -inf, due(gang), gang.id)
+
+
+def rank_of(this: Pass, gang: GangState) -> Key:
+    """By rank: who is owed a start goes on to come first until it has had its part."""
+    is_first = gang.id in this.owed or is_owed(gang, this.plan.has_come)
+    return by_due(this, gang) if is_first else key_with_age(this, gang)
 
 
 def keep_order(this: Pass) -> None:

@@ -8,7 +8,6 @@ from math import inf
 
 from llmsched.core.exact_fit import fits
 from llmsched.core.explain import Reason
-from llmsched.core.lane import due
 from llmsched.core.message import say, workload
 from llmsched.core.plan import PORTION
 from llmsched.core.records import GangState, allowed_sizes, size_of
@@ -21,6 +20,7 @@ from llmsched.core.stages.beside import Before
 from llmsched.core.stages.demand import MOVED_IN_VAIN
 from llmsched.core.stages.grow import more
 from llmsched.core.stages.lesser import Ask, Giver, beside_others, keeps, room, room_elsewhere
+from llmsched.core.stages.line import by_due
 from llmsched.core.stages.nominate import nominate
 from llmsched.core.stages.shrink import give, resize
 from llmsched.core.stages.size import choices
@@ -33,11 +33,6 @@ from llmsched.core.workload import Placement
 NOBODY: Key = ((inf,),)  # ranks after everybody
 
 Row = tuple[Key, GangState]
-
-
-def by_due(this: Pass, gang: GangState) -> Key:
-    first = (-gang.spec.priority,) if this.policies.ordering.by_priority else ()
-    return (first, -inf, due(gang), gang.id)
 
 
 def compete(state: State, one: str, other: str) -> bool:

@@ -30,8 +30,8 @@ from llmsched.core.stages import evict, make_way
 from llmsched.core.stages.backfill import Calendar
 from llmsched.core.stages.count import Count, lacking_flavors
 from llmsched.core.stages.lesser import Giver
-from llmsched.core.stages.line import Bunch, alone, bound_of, in_order, keep_order, key_with_age, kins
-from llmsched.core.stages.make_way import NOBODY, Row, by_due, compete
+from llmsched.core.stages.line import Bunch, alone, bound_of, by_due, in_order, keep_order, key_with_age, kins
+from llmsched.core.stages.make_way import NOBODY, Row, compete
 from llmsched.core.state import State
 from llmsched.core.status import Status
 from llmsched.core.workload import Workload

@@ -147,6 +147,7 @@ def _givers(this: Pass, gang: GangState, rules: Rules, to_least: bool = False) -
     priority, then who loses least for each GPU that is of use."""
     trial, state, plan = this.trial, this.state, this.plan
     quantum = state.configuration.scheduling.quantum_s
+    by_rank = state.configuration.scheduling.preemption.within_queue == "by_rank"
     need = least_milli(gang.spec, gang.spec.min_size)
     rows: list[tuple[tuple[object, ...], GangState, int, str]] = []
     for name in state.elastic:
@@ -164,7 +165,8 @@ def _givers(this: Pass, gang: GangState, rules: Rules, to_least: bool = False) -
             giver, quantum, say("eta.quantum")
         ):
             least = giver.wanted_size or giver.spec.min_size
-            floor = min(now, least if to_least else plan.sizes.get(name, now) or giver.spec.min_size)
+            is_above = by_rank and giver.spec.priority > gang.spec.priority  # its share is what comes before the gang
+            floor = min(now, least if to_least and not is_above else plan.sizes.get(name, now) or giver.spec.min_size)
         if giver.wanted_size is not None and giver.wanted_size < floor:  # its user has: what it lets go is anybody's
             floor, by = giver.wanted_size, ""
         if floor < now:

@@ -133,7 +133,7 @@ def _share_out(
         if not by_rank:
             for those, amount_there in [*bounds, (members, amount)]:
                 _cut(this, those, amount_there)
-    if by_rank and state.quota.enforced:
+    if by_rank:
         _fill(this, sharing, capacity, limits)
 
 
@@ -280,8 +280,8 @@ def _cut(this: Pass, members: list[GangState], amount: int, may_rest: bool = Fal
 
 
 def _fill(this: Pass, sharing: list[GangState], capacity: int, limits: list[Limit]) -> None:
-    """Whoever was to rest because its queue is due less than its least has that least all the same where no queue
-    takes the GPUs: a part of the cluster too small for anybody must not stay idle for ever."""
+    """Whoever was to rest, because its queue is due less than its least or one before it asks for more than is there,
+    has that least all the same where nobody takes the GPUs: a part of the cluster must not stay idle for ever."""
     plan, left = this.plan, capacity - _given_milli(this, sharing)
     for gang in sorted(
         sharing, key=lambda gang: (-gang.spec.priority, gang.submitted_at, gang.workload_id, gang.index)

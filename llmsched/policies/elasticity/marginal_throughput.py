@@ -23,18 +23,20 @@ class MarginalThroughput:
         for index, gang in enumerate(gangs):
             chosen[gang.id] = sizes[index][0]
             free -= sizes[index][0] * view.gpus_per_bundle(gang)
-            self._offer(steps, gang, index, sizes[index], 0, view)
+        for index, gang in enumerate(gangs):
+            self._offer(steps, gang, index, sizes[index], 0, free, view)
         heapify(steps)
         while steps and free > 0:
             _, index, at = heappop(steps)
             gang = gangs[index]
             price = (sizes[index][at] - chosen[gang.id]) * view.gpus_per_bundle(gang)
             if price > free:
-                continue
-            free -= price
-            chosen[gang.id] = sizes[index][at]
+                at = sizes[index].index(chosen[gang.id])  # a smaller step may do
+            else:
+                free -= price
+                chosen[gang.id] = sizes[index][at]
             following: list[tuple[float, int, int]] = []
-            self._offer(following, gang, index, sizes[index], at, view)
+            self._offer(following, gang, index, sizes[index], at, free, view)
             for step in following:
                 heappush(steps, step)
         return chosen
@@ -46,13 +48,17 @@ class MarginalThroughput:
         index: int,
         sizes: tuple[int, ...],
         at: int,
+        free: float,
         view: View,
     ) -> None:
-        """The step from sizes[at] with the best gain per GPU; sizes slower than a smaller one are passed over."""
-        now = view.speed(gang, sizes[at])
+        """Of the steps from sizes[at] that these GPUs are enough for, the one with the best gain for each; sizes slower
+        than a smaller one are passed over."""
+        now, each = view.speed(gang, sizes[at]), view.gpus_per_bundle(gang)
         best = (0.0, 0)
         for bigger in range(at + 1, len(sizes)):
+            if (sizes[bigger] - sizes[at]) * each > free:
+                break
             gain = (view.speed(gang, sizes[bigger]) - now) / (sizes[bigger] - sizes[at])
             best = max(best, (gain, -bigger))
         if best[0] > 0:
-            steps.append((-best[0] / view.gpus_per_bundle(gang), index, -best[1]))
+            steps.append((-best[0] / each, index, -best[1]))
