@@ -9,7 +9,7 @@ import pytest
 from ledger import Given, Launch, Nominate, Preempt, cluster
 
 from llmsched.core import decisions, facts
-from llmsched.core.configuration import PreemptionRules
+from llmsched.core.configuration import PreemptionRules, Queue, Quota
 from llmsched.core.invariants import violations
 from llmsched.core.resources import Resources
 from llmsched.core.scheduler import turn
@@ -324,3 +324,67 @@ def test_one_that_has_waited_long_starts_though_fixed_and_elastic_work_must_leav
     assert given.after(300.0).settle().phase("old") == "waiting"
     given.after(1500.0).settle()
     assert given.after(60.0).settle().phase("old") == "running"
+
+
+@pytest.mark.parametrize("elastic", [None, (2, 4)])
+def test_an_owner_takes_its_own_back_at_the_next_ranking_whether_it_is_elastic_or_not(
+    elastic: tuple[int, int] | None,
+) -> None:
+    """An elastic one was ranked where a lower priority runs, and not where another queue borrows."""
+    given = cluster("1 node x 2").policies(ordering="priority").rules("by_rank", "any")
+    given.queues += [Queue("owns", cohort="all", quotas=(("*", Quota(2000)),)), Queue("borrows", cohort="all")]
+    given.scheduling(quantum_s=60.0).running("other", 1, queue="borrows")
+    given.pending("owner", 2, elastic=elastic, queue="owns").after(130.0)
+    assert given.turn().decisions == [Preempt("other", "in_queue_rank"), Nominate("owner", 2)]
+
+
+def test_an_owner_that_fits_by_number_and_on_no_node_takes_its_own_back_at_the_next_ranking() -> None:
+    """That was looked for below a priority of its own queue alone."""
+    given = cluster("1 node x 4 A, 1 node x 2 B").policies(ordering="priority").rules("by_rank", "any")
+    given.queues += [Queue("owns", cohort="all", quotas=(("*", Quota(6000)),)), Queue("borrows", cohort="all")]
+    given.scheduling(quantum_s=60.0).running("other", 2, queue="borrows", flavor="A")
+    given.pending("owner", 4, queue="owns").after(130.0)
+    assert given.turn().decisions == [Preempt("other", "in_queue_rank"), Nominate("owner", 4)]
+
+
+def test_who_has_waited_long_and_would_borrow_takes_nothing_that_another_queue_owns() -> None:
+    """What it would borrow counted as if the owner held nothing, and the owner left for it."""
+    given = cluster("1 node x 4").policies(ordering="priority", elasticity="even").rules("by_rank", "any")
+    given.queue("owns", 3, cohort="all").queue("borrows", 1, cohort="all")
+    given.scheduling(quantum_s=60.0, hold_after_s=1800.0)
+    given.running("owner", 4, elastic=(3, 6), queue="owns", priority=10).settle()
+    given.pending("large", 4, queue="borrows", priority=10).settle().after(400.0)
+    given.pending("long", 3, elastic=(3, 5), queue="borrows", priority=90).settle()
+    for _ in range(8):
+        given.after(1800.0).settle().after(60.0).settle()
+    assert given.phase("owner") == "running" and given.phase("long") == "waiting"
+
+
+def test_elastic_work_of_another_queue_has_no_share_of_what_an_owner_waits_for() -> None:
+    """Both shares together were more than there is, and each kept the other from having it."""
+    given = cluster("1 node x 2").policies(ordering="priority", elasticity="even").rules("by_rank", "any")
+    given.queues += [Queue("owns", cohort="all", quotas=(("*", Quota(2000)),)), Queue("borrows", cohort="all")]
+    given.scheduling(quantum_s=60.0).running("other", 2, elastic=(1, 4), queue="borrows")
+    given.pending("owner", 2, elastic=(2, 3), queue="owns").after(130.0).settle()
+    assert given.after(130.0).settle().phase("owner") == "running"
+
+
+def test_no_gpus_stay_idle_for_one_that_may_not_take_the_place_of_who_runs() -> None:
+    """It had made way for one that had waited long and may not have that one leave again: all that was left beside that
+    one was kept for it."""
+    given = cluster("1 node x 8").policies(ordering="priority").rules("by_rank", "any")
+    given.scheduling(quantum_s=60.0, hold_after_s=600.0).running("small", 8, elastic=(3, 9)).settle()
+    given.pending("large", 6).settle().after(400.0).pending("first", 3, elastic=(3, 7)).settle()
+    for _ in range(10):
+        given.after(1801.0).settle().after(61.0).settle()
+    assert [name for name in ("small", "large", "first") if given.phase(name) == "waiting"] == ["large"]
+
+
+def test_elastic_work_grows_before_a_lower_priority_starts() -> None:
+    """It was told of a share that fixed work of a lower priority then took, for which it had one of its own leave."""
+    given = cluster("1 node x 8").policies(ordering="priority", elasticity="even").rules("by_rank", "any")
+    given.scheduling(quantum_s=60.0).running("e", 3, elastic=(1, 8), priority=50).running("other", 5, priority=50)
+    given.after(100.0).pending("low", 2, priority=10)
+    given.turn(facts.Finished(given.now, "other/0", 1, "succeeded"))
+    given.settle()
+    assert given.state.gangs["e/0"].size == 8 and given.phase("low") == "waiting"

@@ -25,7 +25,7 @@ class Count:
     hold, down to their least."""
 
     def __init__(self, this: Pass, calendar: Calendar) -> None:
-        self.state, self.calendar, self._sizes = this.state, calendar, this.plan.sizes
+        self.state, self.calendar, self._sizes, self._trial = this.state, calendar, this.plan.sizes, this.trial
         self.quota = this.state.quota
         self.room = Room(this.trial, calendar.windows.rows, with_parts=True)
         self._held: dict[str, Wish] = {}  # of those that run
@@ -71,8 +71,14 @@ class Count:
 
     @contextmanager
     def everybody_gone(self, running: list[GangState]) -> Iterator[None]:
-        """While it lasts those who run hold neither room nor quota."""
+        """While it lasts those who run hold neither room nor quota, and those on the way out no quota: it is charged to
+        those already who are promised their places."""
         held: dict[tuple[str, str | None], int] = {}
+        for name in dict.fromkeys((*self.state.vacating, *self._trial.leaving)):
+            gang = self.state.gangs[name]
+            if placement := self._trial.held(gang):
+                key = (gang.spec.queue, flavor_held(self.state.nodes, gang.spec, placement))
+                held[key] = held.get(key, 0) + gang.gpus_milli()
         for gang in running:
             flavor, amount = flavor_held(self.state.nodes, gang.spec, gang.held), gang.gpus_milli()
             self._held[gang.id] = flavor, amount

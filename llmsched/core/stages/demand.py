@@ -6,12 +6,14 @@ Of work of fixed size that waits only what could start counts, so that a share i
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import inf
 from typing import NamedTuple
 
 from llmsched.core.amounts import bundle_milli, flavor_of, need_milli, options_of
 from llmsched.core.exact_fit import fits
+from llmsched.core.kept_quota import Owners
 from llmsched.core.possible import able_options, option_of
 from llmsched.core.records import GangState, amount_of, size_of
 from llmsched.core.resources import MILLI
@@ -65,6 +67,7 @@ class Demand:
     def __init__(self, this: Pass, calendar: Calendar, running: list[GangState], by_rank: bool) -> None:
         self._fixed: list[_Fixed] = []
         self._ranked: list[tuple[Key, Giver]] = []  # by rank, who runs and may be evicted, and holds nothing by now
+        self._owners = Owners(this.trial)
         self._rigid: dict[tuple[str | None, int], int] = {}  # of those, by flavor and priority
         self._able: dict[int, list[GangState]] = {}  # of each elastic class those that could start
         self._free: list[Giver] = []  # those that run and may keep what they must on one node or another
@@ -102,29 +105,35 @@ class Demand:
             self._ranked.sort(key=lambda row: row[0], reverse=True)
             waits.sort(key=self._rank)
         for shape in waits:
-            self._hold_before(shape)
-            self._count(shape)
+            with self._beside_who_stays(shape):
+                self._count(shape)
         trial.rollback(mark)
 
     def _rank(self, shape: Shape) -> Key:
         return rank_of(self._this, self._this.state.gangs[shape.entries[0][1]])
 
-    def _hold_before(self, shape: Shape) -> None:
-        """By rank who runs and comes before it, or has exchanged a place with it, goes on with its least."""
-        if not self._ranked or self._tried >= STARTS_TRIED:
-            return
+    @contextmanager
+    def _beside_who_stays(self, shape: Shape) -> Iterator[None]:
+        """By rank these go on with their least: who runs and comes before it, has exchanged a place with it, or is of
+        another queue, from which it may take nothing."""
         first = self._this.state.gangs[shape.entries[0][1]]
-        key, exchanged = rank_of(self._this, first), self._this.exchanged_with(first)
-        stay = []
+        key = rank_of(self._this, first) if self._ranked else ()
         while self._ranked and self._ranked[-1][0] < key:
-            stay.append(self._ranked.pop())
-        if exchanged:
-            stay += [row for row in self._ranked if row[1].gang.id in exchanged]
-            self._ranked = [row for row in self._ranked if row[1].gang.id not in exchanged]
-        for _, giver in stay:
-            kept = keeps(*giver)
-            if fits(self._this.trial, giver.gang.spec, kept):
-                self._this.trial.hold(giver.gang, kept)
+            self._keep(self._ranked.pop()[1])
+        exchanged, mine = self._this.exchanged_with(first) if self._ranked else (), first.spec.queue
+        others = self._this.state.quota.enforced and not self._owners.allow(first.spec)
+        stay = [row[1] for row in self._ranked if row[1].gang.id in exchanged]
+        stay += [row[1] for row in self._ranked if row[1].gang.spec.queue != mine] if others else []
+        for giver in stay:
+            self._keep(giver)
+        yield
+        for giver in stay:
+            self._this.trial.hold(giver.gang, ())
+
+    def _keep(self, giver: Giver) -> None:
+        kept = keeps(*giver)
+        if not self._this.trial.held(giver.gang) and fits(self._this.trial, giver.gang.spec, kept):
+            self._this.trial.hold(giver.gang, kept)
 
     def able(self, shape: Shape) -> list[GangState]:
         return self._able[shape.serial]

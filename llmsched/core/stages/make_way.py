@@ -8,9 +8,10 @@ from math import inf
 
 from llmsched.core.exact_fit import fits
 from llmsched.core.explain import Reason
+from llmsched.core.kept_quota import Owners
 from llmsched.core.message import say, workload
 from llmsched.core.plan import PORTION
-from llmsched.core.records import GangState, allowed_sizes, size_of
+from llmsched.core.records import GangState, allowed_sizes, flavor_held, size_of
 from llmsched.core.rules import rules_of
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.shapes import Key
@@ -137,19 +138,25 @@ def _find_beside(
         lowest = min((gang.spec.priority for _, gang in running), default=inf)
     there = {gang.id for gang, _ in found}
     missed = [gang for gang in starters if gang.id not in there]
-    first = next((gang for gang in missed if gang.id in this.owed or gang.spec.priority > lowest), None)
+    owners, borrowers = Owners(trial), _borrowers(this.state, running)
+
+    def may_take(gang: GangState) -> bool:
+        is_before = gang.id in this.owed or gang.spec.priority > lowest
+        return is_before or (bool(borrowers) and owners.allow(gang.spec))
+
+    first = next(filter(may_take, missed), None)
     if first is None or not running:
         return found, victims
     trial.rollback(empty)
     known, waits_long = {gang.id for gang in victims}, first.id in this.owed
-    key = by_due(this, first) if waits_long else NOBODY
+    key, owns_enough = by_due(this, first) if waits_long else NOBODY, owners.allow(first.spec)
 
     def comes_after(row: Key, gang: GangState) -> bool:
         queue, mine, state = gang.spec.queue, first.spec.queue, this.state
-        is_one = not state.quota.enforced or queue == mine  # what another queue has may be its own
-        if waits_long:
-            return row > key and (is_one or compete(state, queue, mine))
-        return gang.spec.priority < first.spec.priority and is_one
+        if state.quota.enforced and queue != mine:  # what another queue has may be its own
+            may = owns_enough and compete(state, queue, mine)
+            return may and (gang.id in borrowers or (waits_long and row > key))
+        return row > key if waits_long else gang.spec.priority < first.spec.priority
 
     gone = [gang for row, gang in running if gang.id in known or comes_after(row, gang)]
     ranked = {gang.id for gang in gone}
@@ -165,6 +172,19 @@ def _find_beside(
         return again, gone
     trial.rollback(empty)
     return _find(this, calendar, staying, starters, smaller), victims
+
+
+def _borrowers(state: State, running: Sequence[Row]) -> dict[str, None]:
+    """Those of them, best first, that hold more than what their queue owns is enough for."""
+    found: dict[str, None] = {}
+    used: dict[tuple[str, str], int] = {}
+    for _, gang in running if state.quota.enforced else ():
+        queue, flavor = gang.spec.queue, flavor_held(state.nodes, gang.spec, gang.held)
+        branch, key = state.quota.branch(queue, flavor), (queue, state.quota.row_of(queue, flavor))
+        used[key] = used.get(key, 0) + gang.gpus_milli()
+        if branch is not None and used[key] > branch.subtree:
+            found[gang.id] = None
+    return found
 
 
 def _stays(this: Pass, gang: GangState, smaller: Sequence[Giver]) -> Placement:

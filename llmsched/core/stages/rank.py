@@ -20,6 +20,7 @@ from heapq import heapify, heappop, heappush
 from math import inf
 
 from llmsched.core.explain import Reason
+from llmsched.core.kept_quota import Owners
 from llmsched.core.lane import due, is_owed
 from llmsched.core.message import say
 from llmsched.core.plan import PORTION
@@ -95,10 +96,10 @@ class _Class:
         return self.read[place] if place < len(self.read) else None
 
 
-def _waiting(this: Pass, bunch: Bunch, without: Collection[str]) -> Iterator[Row]:
+def _waiting(this: Pass, bunch: Bunch, without: Collection[str], borrowing: Collection[str]) -> Iterator[Row]:
     sample = bunch.classes[0].sample
     is_sized = sample.is_elastic() and this.state.configuration.scheduling.elastic
-    if is_sized and not _is_above_somebody(this, sample):
+    if is_sized and not _is_above_somebody(this, sample) and not _is_owner(this, sample, borrowing):
         return  # it has a size, or could not start
     for key, name in in_order(this, bunch):
         gang = this.state.gangs[name]
@@ -115,6 +116,22 @@ def _is_above_somebody(this: Pass, spec: Workload) -> bool:
     return any(
         group.gpus_milli and preemptible and priority < spec.priority for (_, priority, preemptible), group in groups
     )
+
+
+def _is_owner(this: Pass, spec: Workload, borrowing: Collection[str]) -> bool:
+    """Whether its queue owns what it asks for, and one of these, that competes with it, holds more than its own."""
+    competes = (queue != spec.queue and compete(this.state, queue, spec.queue) for queue in borrowing)
+    return any(competes) and Owners(this.trial).allow(spec)
+
+
+def _borrowing(state: State) -> dict[str, None]:
+    """Queues that hold more than they own of something."""
+    found: dict[str, None] = {}
+    for queue, _, _ in state.groups if state.quota.enforced else ():
+        branches = (state.quota.branch(queue, flavor) for flavor in state.capacity.by_flavor)
+        if any(branch is not None and branch.used > branch.subtree for branch in branches):
+            found[queue] = None
+    return found
 
 
 def _owed(this: Pass) -> dict[str, Row]:
@@ -168,10 +185,11 @@ def _lines(this: Pass, calendar: Calendar) -> list[tuple[list[Row], list[_Class]
             first[id(classes)] = []
             classes.append(_Class(first[id(classes)]))
         first[id(classes)].append(row)
+    borrowing = _borrowing(state)
     is_reserved = bool(calendar.windows.rows)  # then it is known of a class how many a reservation has kept out
     for bunch in alone(state.waiting.live.values()) if is_reserved else kins(state.waiting):
         sample = bunch.classes[0].sample
-        line(sample.queue)[1].append(_Class(_waiting(this, bunch, long), sample, bound_of(this, bunch)))
+        line(sample.queue)[1].append(_Class(_waiting(this, bunch, long, borrowing), sample, bound_of(this, bunch)))
     return [*lines.values()] if len(lines) <= 1 else sorted(lines.values(), key=_best)  # whose best ranks first
 
 
@@ -233,6 +251,9 @@ def _pick(
             return is_refused(gang, count.takes_own)
 
         def finds_too_little(gang: GangState) -> bool:
+            is_sized = gang.spec.is_elastic() and not gang.is_holding() and gang.id not in this.owed
+            if is_sized and not _is_above_somebody(this, gang.spec):
+                return gang.id not in picked  # beyond what its queue owns it has what elasticity gives it
             return is_refused(gang, count.takes)
 
         if count.quota.enforced:

@@ -14,6 +14,7 @@ from math import gcd, inf
 from llmsched.core.amounts import bundle_milli, flavors_of, need_milli
 from llmsched.core.estimate import History
 from llmsched.core.fair import GUARANTEE, guarantee_then_weight, nominal_milli
+from llmsched.core.kept_quota import Owners
 from llmsched.core.lane import due, is_owed
 from llmsched.core.plan import Plan
 from llmsched.core.possible import option_of
@@ -124,7 +125,7 @@ def _share_out(
                 gang = state.gangs[name]
                 plan.sizes[name] = 0 if by_rank and not size and gang.wanted_size is None else nearest(gang, size)
             if by_rank:
-                is_behind = left < amount or demand.rigid_of(flavors) > theirs  # others come before it
+                is_behind = left < capacity or demand.rigid_of(flavors) > theirs  # others, or other queues, come first
                 for those, amount_there in [*most, (tier, max(0, left + theirs))]:
                     _cut(this, those, amount_there, may_rest=is_behind)
             left -= _given_milli(this, tier)
@@ -197,7 +198,7 @@ def _give_the_owed(
     """Those that were to rest have their least all the same: out of what others of their priority and lower ones would
     have, who is due first before the others, and none what one that is due before it has. Like work of fixed size, none
     takes anything from a higher priority for having waited long."""
-    plan, by_priority = this.plan, this.policies.ordering.by_priority
+    plan, by_priority, owners = this.plan, this.policies.ordering.by_priority, Owners(this.trial)
     first = sorted((gang for gang in sharing if gang.id in owed), key=lambda gang: (due(gang), gang.id))
     for tier in [tier for tier, _ in _tiers(first)] if by_priority else [first]:
         if all(plan.sizes.get(gang.id) for gang in tier):
@@ -210,7 +211,10 @@ def _give_the_owed(
         is_first = not higher and demand.rigid_of(flavors) == theirs
         kept: list[GangState] = []
         for gang in tier:
-            if (is_first and not kept) or _least_milli(this.state, gang) <= most:
+            least = _least_milli(this.state, gang)
+            if not owners.allow(gang.spec) and least > _in_own_queue(this, gang, sharing, capacity):
+                continue  # who borrows takes nothing from another queue
+            if (is_first and not kept) or least <= most:
                 kept.append(gang)
                 most -= _least_milli(this.state, gang)
         given: list[GangState] = []
@@ -223,6 +227,13 @@ def _give_the_owed(
             others = [gang for gang in sharing if gang.id not in known]
             _share_out(this, others, max(0, left - taken), True, demand, flavors, bounds)
         plan.sizes.update((gang.id, nearest(gang, gang.spec.min_size)) for gang in given)
+
+
+def _in_own_queue(this: Pass, gang: GangState, sharing: list[GangState], capacity: int) -> int:
+    """What those of its queue and no higher priority have been given, and what nobody has."""
+    queue, priority = gang.spec.queue, gang.spec.priority
+    mine = [one for one in sharing if one.spec.queue == queue and one.spec.priority <= priority]
+    return _given_milli(this, mine) + max(0, capacity - _given_milli(this, sharing))
 
 
 def _fixed_milli(state: State, sharing: list[GangState], most: float) -> int:
