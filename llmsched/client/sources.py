@@ -53,7 +53,8 @@ def _served(field: str, source: str, task: str, folder: Path) -> list[str]:
 
     if _is_elsewhere(source):
         return []
-    return _model(field, source, folder) or [f"{field}: {each}" for each in look.lacking(source, task, folder) if each]
+    flaws = [*look.lacking(source, task, folder), *look.headless(source, task, folder)]
+    return _model(field, source, folder) or [f"{field}: {each}" for each in flaws]
 
 
 def _is_elsewhere(source: str) -> bool:

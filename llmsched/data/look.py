@@ -128,15 +128,30 @@ def lacking(source: str | None, task: str, folder: Path | None) -> list[str]:
     return found
 
 
+def headless(source: str | None, task: str, folder: Path | None) -> list[str]:
+    """What to say of a model on this machine that is to answer, and is the body alone by what its config says."""
+    place = place_of(source, folder) if source else None
+    learnt = _architectures(place)
+    bodies = [name for name in learnt if name.endswith("Model") and not name.endswith(("HeadModel", "HeadsModel"))]
+    if "classify" not in KINDS[task].answers or not learnt or len(bodies) < len(learnt):
+        return []
+    return [f"{source} is a {learnt[0]}: a base, which has not learnt {task}; name what was fine-tuned from it"]
+
+
+def _architectures(place: Path | None) -> list[str]:
+    """Transformers' names of what a model was saved as; [] where nobody can say."""
+    try:
+        said = json.loads((place / "config.json").read_text()).get("architectures") if place else None
+    except (OSError, ValueError, AttributeError):
+        return []
+    return [str(name) for name in said] if isinstance(said, list) else []
+
+
 def _taught_otherwise(teacher: str | None, task: str, folder: Path | None) -> str:
     """What to say of a teacher on this machine that learnt another task, by what its config says; ""."""
-    place = place_of(teacher, folder) if teacher else None
-    try:
-        learnt = json.loads((place / "config.json").read_text()).get("architectures") if place else None
-    except (OSError, ValueError, AttributeError):
-        return ""
+    learnt = _architectures(place_of(teacher, folder) if teacher else None)
     ends = (KINDS[task].auto.removeprefix("AutoModel"), *(("LMHeadModel",) if task == "causal-lm" else ()))
-    if not isinstance(learnt, list) or not learnt or any(str(name).endswith(ends) for name in learnt):
+    if not learnt or any(name.endswith(ends) for name in learnt):
         return ""
     return f"{teacher} is a {learnt[0]}, which says nothing of {task}; it needs a model that learnt that"
 
@@ -166,10 +181,12 @@ def main() -> None:
     folder = None if asked["folder"] is None else Path(asked["folder"])
     if "batch" in asked:
         answer = look_at_batch(asked["batch"], folder, is_complete=asked["is_complete"])
-        flaws = lacking(asked["batch"].get("model"), asked["batch"]["task"], folder)
+        model, task = asked["batch"].get("model"), asked["batch"]["task"]
+        flaws = [*lacking(model, task, folder), *headless(model, task, folder)]
         answer["errors"] += [f"batch.model: {each}" for each in flaws]
     elif "serve" in asked:
-        flaws = lacking(asked["serve"]["model"]["source"], asked["serve"]["task"], folder)
+        model, task = (asked["serve"].get("model") or {}).get("source"), asked["serve"]["task"]
+        flaws = [*lacking(model, task, folder), *headless(model, task, folder)]
         answer = {"errors": [f"serve.model.source: {each}" for each in flaws], "notes": []}
     else:
         answer = look(asked["train"], folder, is_complete=asked["is_complete"])

@@ -207,7 +207,8 @@ class TuneSpec(FiniteSpec):
         train, metric = self.tune.train, self.tune.metric
         if train is None or train.base_model is None or metric is None:
             return
-        known = ["loss", *(f"eval.{name}" for name in (train.evaluation.metrics if train.evaluation else ()))]
+        measured = [*train.evaluation.metrics, train.evaluation.best] if train.evaluation else []
+        known = ["loss", *dict.fromkeys(f"eval.{name}" for name in measured if name)]
         if metric not in known:
             near = validation.nearest(metric, known)
             hint = f'did you mean "{near}"?' if near else f"it reports {', '.join(known)}"

@@ -134,6 +134,9 @@ def test_an_endpoints_or_a_batchs_model_that_lacks_a_part_is_refused_where_it_li
     serve["serve"]["model"]["source"] = "bert"
     assert "serve.model.source: bert has no preprocessor_config.json" in refused_in(tmp_path, serve)
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
+    (model / "config.json").write_text('{"architectures": ["BertModel"]}')
+    serve["serve"]["task"] = "token-classification"
+    assert "bert is a BertModel: a base, which has not learnt token-classification" in refused_in(tmp_path, serve)
     asked = batch(".", model="bert", task="sequence-classification")
     assert "batch.model: bert has no tokenizer.json" in refused_in(tmp_path, asked)
 

@@ -51,11 +51,12 @@ def test_it_ends_when_evaluations_bring_nothing_better_also_over_a_stop(made: Pa
 
 def test_a_part_of_the_rows_is_held_out_by_the_seed(made: Path, tmp_path: Path) -> None:  # noqa: F811
     data = [{"path": str(made / "train.jsonl"), "weight": 2}]
-    spec = classify(made, datasets=data, evaluation={"fraction": 0.25, "metrics": ["loss"]})
+    spec = classify(made, datasets=data, evaluation={"fraction": 0.25, "every": 1, "best": "f1"})
     assert tiny.in_worker(tiny.finetune, str(tmp_path / "one"), spec) == "done"
     assert tiny.gang(2, tiny.finetune, str(tmp_path / "two"), spec) == ["done"] * 2
     assert "6 of the samples are held out, 32 are learnt from" in notes(tmp_path / "one")
     assert_close(result_of(tmp_path / "one"), result_of(tmp_path / "two"))
+    assert "eval.f1" in result_of(tmp_path / "one")["metrics"], "what chooses the best is measured"
 
 
 def test_a_data_set_comes_as_often_as_it_weighs_and_weights_may_be_of_chance(made: Path, tmp_path: Path) -> None:  # noqa: F811

@@ -275,6 +275,13 @@ def test_weights_that_are_cut_short_are_said_in_words(tmp_path):
         Replica(order(model(broken)))
 
 
+def test_a_base_is_not_served_as_what_was_fine_tuned_from_it(tmp_path):
+    """Before, its head was random, and each answer was chance; only a log of the library's said so."""
+    base = tiny_models.bert(tmp_path)
+    with pytest.raises(BadInput, match=r"2 weights are missing \(such as classifier.bias\)"):
+        Replica(order(model(base, task="sequence-classification")))
+
+
 # --- apps -------------------------------------------------------------------------------------------------------
 
 APP = """

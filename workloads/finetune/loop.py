@@ -355,7 +355,7 @@ class FineTune:
         return held_out
 
     def _metric_names(self) -> list[str]:
-        """The first two of the task, and those that are asked for. Raises BadInput."""
+        """The first two of the task, those that are asked for, and the one that chooses the best. Raises BadInput."""
         known = metrics_of(self.task.name, self.train.get("objective") or next(iter(self.task.kind.learns)))
         asked = self.evaluation.get("metrics") or ()
         for name in asked:
@@ -363,7 +363,8 @@ class FineTune:
                 raise BadInput(
                     f"evaluation.metrics: {name!r} is not computed for {self.task.name}; expected {', '.join(known)}"
                 )
-        return [name for index, name in enumerate(known) if index < 2 or name in asked]
+        chosen = {*asked, self.evaluation.get("best")}
+        return [name for index, name in enumerate(known) if index < 2 or name in chosen]
 
 
 def _device() -> torch.device:

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from llmsched.data.parameters import RequestError, Sampling, Usual
+from workloads.inference import weights
 from workloads.inference.adapters import AdapterError, Adapters
 from workloads.inference.batch import Batch, Decoder, Newcomer, layers_of
 from workloads.inference.drafts import MOST, Drafts
@@ -172,7 +173,7 @@ class TransformersEngine:
         dtype: Any = settings.dtype
         if dtype == "auto" and device.type == "cpu":
             dtype = torch.float32  # half precision is emulated, hence slower, on most CPUs
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True)
+        model = weights.load(AutoModelForCausalLM, folder, dtype, "causal-lm")
         model.to(device).eval()
         lay_out(model, settings.quantization)
         self.max_model_len = _context(model.config, settings.max_model_len)

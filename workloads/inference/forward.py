@@ -20,7 +20,7 @@ from llmsched.data.media import ROLES, of_text
 from llmsched.data.messages import Unusable
 from llmsched.data.parameters import RequestError
 from llmsched.data.tasks import KINDS
-from workloads.inference import openai, why
+from workloads.inference import openai, weights, why
 from workloads.inference.engine import Settings
 from workloads.inference.packed import lay_out
 from workloads.tasks.answers import answers_of
@@ -60,9 +60,7 @@ class Forward:
     def __init__(self, folder: Path, task: str, settings: Settings, device: torch.device) -> None:
         self.routes = KINDS[task].answers
         dtype: Any = torch.float32 if settings.dtype == "auto" and device.type == "cpu" else settings.dtype
-        self._model = model_class(task).from_pretrained(
-            folder, dtype=dtype, local_files_only=True, use_safetensors=True
-        )
+        self._model = weights.load(model_class(task), folder, dtype, task)
         self._model.to(device).eval().requires_grad_(False)
         lay_out(self._model, settings.quantization)
         self._device = device

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from llmsched.data.parameters import RequestError, Sampling, Usual
+from workloads.inference import weights
 from workloads.inference.adapters import AdapterError
 from workloads.inference.engine import Piece, Settings
 from workloads.inference.packed import lay_out
@@ -30,7 +31,7 @@ class GeneratingEngine(ABC):
     def __init__(self, folder: Path, settings: Settings, device: torch.device) -> None:
         dtype: Any = torch.float32 if settings.dtype == "auto" and device.type == "cpu" else settings.dtype
         kind = model_class(self.task)
-        self._model = kind.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True)
+        self._model = weights.load(kind, folder, dtype, self.task)
         self._model.to(device).eval()
         lay_out(self._model, settings.quantization)
         self.reader = reader_of(self.task, folder, str(folder), self._model.config, settings.max_model_len)
