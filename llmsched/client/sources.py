@@ -78,8 +78,8 @@ def _training(train: dict[str, Any], folder: Path) -> list[str]:
         return []
     models = [name for name in ("base_model", "teacher") if train[name]]
     found = [each for name in models for each in _model(f"train.{name}", train[name], folder)]
-    here = [each for each in train["datasets"] if not _is_elsewhere(each["path"])]
-    return found + look.look({**train, "datasets": here}, folder, is_complete=True)["errors"]
+    here = [index for index, each in enumerate(train["datasets"]) if not _is_elsewhere(each["path"])]
+    return found + look.look(train, folder, is_complete=True, of=here)["errors"]
 
 
 def _search(spec: TuneSpec, folder: Path) -> list[str]:

@@ -73,8 +73,8 @@ def _part(spec: Mapping[str, Any], paths: Sequence[str]) -> dict[str, Any]:
     """What is asked of `llmsched.data.look`: the section, with these of its data sets."""
     if spec["kind"] in ("batch", "serve"):
         return {spec["kind"]: spec[spec["kind"]]}
-    chosen = [each for each in spec["train"].get("datasets") or () if each["path"] in paths]
-    return {"train": {**spec["train"], "datasets": chosen}}
+    places = [index for index, each in enumerate(spec["train"].get("datasets") or ()) if each["path"] in paths]
+    return {"train": spec["train"], "of": places}
 
 
 def _nowhere(workload: Workload, source: str) -> RequestError:

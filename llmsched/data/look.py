@@ -1,8 +1,9 @@
 """A look at the data of a training before anything is taken for it: is the file there, has it the columns, is it read.
 At that of a batch: `look_batch.py`.
 
-Only the first rows of each file are read. A controller does that in a process of its own, with this module as its
-program, so that no file of a user harms it. Of what lies elsewhere (s3://, hf://, another node) nothing is said.
+The first rows of each file are read, or all where they are few. A controller does that in a process of its own, with
+this module as its program, so that no file of a user harms it. Of what lies elsewhere (s3://, hf://, another node)
+nothing is said.
 """
 
 from __future__ import annotations
@@ -10,32 +11,35 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from llmsched.data import files, formats, media, reading
-from llmsched.data.messages import Unusable
-from llmsched.data.rows import BadRows, DataError
+from llmsched.data import files, formats, look_contents, media, reading
+from llmsched.data.labels import Read
+from llmsched.data.rows import BadRows, DataError, Rows
 from llmsched.data.tasks import DISTILL, KINDS
 
-FIRST_ROWS = 200
 _OF_A_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 
 
-def look(train: Mapping[str, Any], folder: Path | None, *, is_complete: bool) -> dict[str, list[str]]:
+def look(
+    train: Mapping[str, Any], folder: Path | None, *, is_complete: bool, of: Collection[int] | None = None
+) -> dict[str, list[str]]:
     """{"errors", "notes"} of the data sets of a `train` section. Relative paths begin at `folder`; None: they are left
-    out, as is a path that is not here unless `is_complete`: everything that a worker sees is here."""
+    out, as is a path that is not here unless `is_complete`: everything that a worker sees is here. `of`: by their
+    places, those of the data sets that may be looked at; None: all."""
     errors: list[str] = []
     notes: list[str] = []
     task = train.get("task", "causal-lm")
     errors += [f"train.base_model: {each}" for each in lacking(train.get("base_model"), task, folder)]
     if wrong := _taught_otherwise(train.get("teacher"), task, folder):
         errors.append(f"train.teacher: {wrong}")
+    read: dict[int, Read] = {}
     for index, dataset in enumerate(train.get("datasets") or ()):
         place = place_of(dataset["path"], folder)
-        if place is None:
+        if place is None or (of is not None and index not in of):
             continue
         there = files.is_pattern(str(place)) or place.exists()
         if not there:
@@ -43,11 +47,38 @@ def look(train: Mapping[str, Any], folder: Path | None, *, is_complete: bool) ->
                 errors.append(f"train.datasets.{index}.path: {missing(dataset['path'], place)}")
             continue
         try:
-            notes += _first_rows(train, dataset, place, folder)
+            rows, noted = _first_rows(train, dataset, place, folder)
+            notes += noted
+            if look_contents.limit_of(place, dataset.get("split")) is None:
+                read[index] = (dataset, rows, BadRows(dataset["path"]))
         except DataError as error:
             if not files.is_pattern(str(place)) or is_complete:
                 errors.append(f"train.datasets.{index}: {error}")
+    if wrong := _labels(train, read, folder):
+        errors.append(f"train.datasets: {wrong}")
     return {"errors": errors, "notes": notes}
+
+
+def _labels(train: Mapping[str, Any], read: Mapping[int, Read], folder: Path | None) -> str:
+    """What is wrong with the labels of all data sets, where all rows that are learnt were read; ""."""
+    task = train.get("task", "causal-lm")
+    sets = {index: each for index, each in enumerate(train.get("datasets") or ()) if each.get("task") in (None, task)}
+    learnt = [index for index, each in sets.items() if each.get("split", "train") == "train"]
+    module = _module_of(task, train.get("objective"))
+    if train.get("objective") == DISTILL or not learnt or not read.keys() >= {*learnt}:
+        return ""
+    others = [read[index] for index in sets if index in read and index not in learnt]
+    base = look_contents.Base(place_of(train["base_model"], folder), task)
+    try:
+        look_contents.check_labels(module, [read[index] for index in learnt], others, base)
+    except DataError as error:
+        return str(error)
+    return ""
+
+
+def _module_of(task: str, objective: str | None) -> str:
+    learns = KINDS[task].learns
+    return learns.get(objective or "") or next(iter(learns.values()), "")
 
 
 def place_of(source: str, folder: Path | None) -> Path | None:
@@ -73,13 +104,13 @@ def missing(source: str, place: Path) -> str:
 
 def _first_rows(
     train: Mapping[str, Any], dataset: Mapping[str, Any], place: Path, folder: Path | None
-) -> Sequence[str]:
-    """Raises DataError for what the run would be refused for, as far as the first rows show it."""
+) -> tuple[Rows, Sequence[str]]:
+    """Those that can be learnt, and notes. Raises DataError for what the run would be refused for, as far as the rows
+    that are read show it."""
     path, columns = dataset["path"], dataset.get("columns") or {}
     bad = BadRows(path, dataset.get("on_bad_row") or "refuse")
-    rows = reading.read(
-        place, path, bad, encoding=dataset.get("encoding"), split=dataset.get("split"), limit=FIRST_ROWS
-    )
+    limit = look_contents.limit_of(place, dataset.get("split"))
+    rows = reading.read(place, path, bad, encoding=dataset.get("encoding"), split=dataset.get("split"), limit=limit)
     task = dataset.get("task") or train.get("task", "causal-lm")
     objective = train.get("objective") if task == train.get("task", "causal-lm") else None
     if objective == "dpo":
@@ -91,13 +122,10 @@ def _first_rows(
         if objective == DISTILL and dataset.get("split", "train") == "train":
             kind = kind.unlabelled
         rows = formats.roles(rows, kind.required, kind.optional, columns, path, bad, kind.names)
-        beginning, rate = media.folder_of(place), rate_of(train["base_model"], folder)
-        for row, where in zip(rows, rows.places, strict=True):
-            try:
-                check_media(row, media.beside(beginning, where.file), rate)
-            except Unusable as error:
-                bad.add(where, str(error))
-    return [*rows.notes, *bad.settle(len(rows))]
+        notes, base = rows.notes, look_contents.Base(place_of(train["base_model"], folder), task)
+        rows = look_contents.check(rows, _module_of(task, objective), base, media.folder_of(place), bad)
+        rows.notes = notes
+    return rows, [*rows.notes, *bad.settle(len(rows))]
 
 
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json")  # transformers' names
@@ -156,25 +184,8 @@ def _taught_otherwise(teacher: str | None, task: str, folder: Path | None) -> st
     return f"{teacher} is a {learnt[0]}, which says nothing of {task}; it needs a model that learnt that"
 
 
-def check_media(row: Mapping[str, Any], folder: Path, rate: int | None) -> None:
-    """Of {role: value}, whose paths begin at `folder`. Raises Unusable for what nobody could see or hear."""
-    for role in media.ROLES & row.keys():
-        if wrong := media.flaw(media.of_row(row[role], folder, role), role, rate):
-            raise Unusable(wrong)
-
-
-def rate_of(base_model: str, folder: Path | None) -> int | None:
-    """Samples a second that a model on this machine hears."""
-    place = place_of(base_model, folder)
-    try:
-        found = json.loads((place / "preprocessor_config.json").read_text()).get("sampling_rate") if place else None
-    except (OSError, ValueError, AttributeError):
-        return None
-    return found if type(found) is int else None
-
-
 def main() -> None:
-    """{"train", "batch" or "serve", "folder", "is_complete"} on standard input, the answer on standard output."""
+    """{"train", "batch" or "serve", "folder", "is_complete", "of"} on standard input, the answer on standard output."""
     from llmsched.data.look_batch import look_at_batch
 
     asked = json.load(sys.stdin)
@@ -189,7 +200,7 @@ def main() -> None:
         flaws = [*lacking(model, task, folder), *headless(model, task, folder)]
         answer = {"errors": [f"serve.model.source: {each}" for each in flaws], "notes": []}
     else:
-        answer = look(asked["train"], folder, is_complete=asked["is_complete"])
+        answer = look(asked["train"], folder, is_complete=asked["is_complete"], of=asked.get("of"))
     print(json.dumps(answer))
 
 

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from llmsched.data import files, look, media, parts, questions, reading, tables
+from llmsched.data import files, look, look_contents, media, parts, questions, reading, tables
 from llmsched.data.messages import Unusable
 from llmsched.data.rows import BadRows, DataError, NothingThere
 
@@ -38,7 +38,7 @@ def _looked(batch: Mapping[str, Any], place: Path, folder: Path | None) -> list[
     given = batch["input"]
     path, encoding, split = given["path"], given.get("encoding"), given.get("split")
     bad = BadRows(path, given.get("on_bad_row") or "skip")
-    first = reading.read(place, path, bad, encoding=encoding, split=split, limit=look.FIRST_ROWS)
+    first = reading.read(place, path, bad, encoding=encoding, split=split, limit=look_contents.FIRST_ROWS)
     kept = len(first)
     there = dict.fromkeys(name for row in first for name in row)
     if missing := [name for name in batch.get("keep") or [] if name not in there]:
@@ -47,11 +47,11 @@ def _looked(batch: Mapping[str, Any], place: Path, folder: Path | None) -> list[
     if not batch.get("map"):
         task = batch.get("task") or "causal-lm"
         columns = questions.columns_of(task, there, given.get("columns") or {}, path)
-        beginning, rate = media.folder_of(place), look.rate_of(batch["model"], folder)
+        beginning, rate = media.folder_of(place), look_contents.Base(look.place_of(batch["model"], folder), task).rate
         for row, where in zip(first, first.places, strict=True):
             try:
                 asked = questions.question(row, columns, task)
-                look.check_media(asked, media.beside(beginning, where.file), rate)
+                look_contents.check_media(asked, media.beside(beginning, where.file), rate)
             except Unusable as error:
                 bad.add(where, str(error))
                 kept -= 1

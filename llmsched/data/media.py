@@ -64,13 +64,55 @@ def flaw(source: Source, role: str, rate: int | None) -> str:
         except Exception:  # a broken file breaks in many ways
             return f"has an image that cannot be read{named}"
         return ""
+    heard = _samples_and_rate(source)
+    if heard is None:
+        return f"has audio that cannot be read{named}"
+    samples, given = heard
+    if given and rate is not None and given != rate:
+        return f"has audio of {given:,} samples a second{named}; this model hears {rate:,}"
+    return "" if samples else f"has audio without a sample{named}"
+
+
+def size_of(source: Source) -> tuple[int, int] | None:
+    """Width and height of an image; None: nobody here can tell."""
+    if importlib.util.find_spec("PIL") is None:
+        return None
+    from PIL import Image
+
     try:
-        with wave.open(str(file) if isinstance(file, Path) else file) as heard:
-            given = heard.getframerate()
-    except (wave.Error, EOFError, OSError):  # of another format, which a worker may know
-        return ""
-    wrong = rate is not None and given != rate
-    return f"has audio of {given:,} samples a second{named}; this model hears {rate:,}" if wrong else ""
+        with Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as found:
+            return found.size
+    except Exception:  # a broken file breaks in many ways
+        return None
+
+
+_BEGINNINGS = (b"RIFF", b"RIFX", b"RF64", b"fLaC", b"OggS", b"ID3", b"FORM", b".snd", b"caff", b"\xff")
+
+
+def _samples_and_rate(source: Source) -> tuple[int, int] | None:
+    """Of audio; None: it is none. (1, 0) where nobody here can tell: of another format than PCM WAV, which a worker may
+    know."""
+    data = source if isinstance(source, bytes) else None
+    try:
+        with wave.open(str(source) if data is None else io.BytesIO(data)) as heard:
+            return heard.getnframes(), heard.getframerate()
+    except (wave.Error, EOFError, OSError):
+        pass
+    if importlib.util.find_spec("soundfile") is not None:
+        import soundfile
+
+        try:
+            found = soundfile.info(str(source) if data is None else io.BytesIO(data))
+        except Exception:  # a broken file breaks in many ways
+            return None
+        return int(found.frames), int(found.samplerate)
+    first = data or b""
+    if isinstance(source, Path):
+        if source.suffix.lower() not in (".wav", ".wave"):
+            return 1, 0
+        with source.open("rb") as stream:
+            first = stream.read(16)
+    return (1, 0) if data is not None or first.startswith(_BEGINNINGS) else None
 
 
 def of_text(value: str) -> bytes:

@@ -68,7 +68,8 @@ def test_an_image_that_is_not_there_is_said_before_anything_runs(tmp_path: Path)
 
 
 def test_a_model_without_what_reads_images_is_said_before_anything_runs(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text('{"image": "cat.png", "label": "cat"}\n')
+    rows = [{"image": "cat.png", "label": label} for label in ("cat", "dog")]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     Image.new("RGB", (2, 2)).save(tmp_path / "cat.png")
     (tmp_path / "vit").mkdir()
     (tmp_path / "vit" / "config.json").write_text("{}")
@@ -82,7 +83,7 @@ def test_a_model_without_what_reads_images_is_said_before_anything_runs(tmp_path
 def test_a_model_without_what_reads_text_and_a_teacher_of_another_task_are_said_before_anything_runs(
     tmp_path: Path,
 ) -> None:
-    (tmp_path / "a.jsonl").write_text('{"text": "x", "label": "a"}\n')
+    (tmp_path / "a.jsonl").write_text('{"text": "x", "label": "a"}\n{"text": "y", "label": "b"}\n')
     (tmp_path / "vit").mkdir()
     (tmp_path / "vit" / "config.json").write_text('{"architectures": ["ViTForImageClassification"]}')
     of_texts = {"task": "sequence-classification", "base_model": "vit"}
@@ -264,3 +265,83 @@ def test_a_batch_says_which_images_and_sounds_nobody_could_see_or_hear_as_a_trai
     assert "8,000 samples a second (hum.wav); this model hears 16,000" in str(
         look_at_batch(section, tmp_path, is_complete=True)
     )
+
+
+def said_of(folder: Path, rows: list[dict[str, Any]], task: str, **train: Any) -> str:
+    (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return wrong(folder, task=task, **train)
+
+
+def base_in(folder: Path, **files: Any) -> str:
+    (folder / "base").mkdir(exist_ok=True)
+    for name, value in {"config": {}, "preprocessor_config": {}, "tokenizer": {}, **files}.items():
+        (folder / "base" / f"{name}.json").write_text(json.dumps(value))
+    return "base"
+
+
+@pytest.mark.parametrize(
+    ("task", "row", "words"),
+    [
+        ("token-classification", {"tokens": ["a", "b"], "ner_tags": ["O"]}, "two lists of one length"),
+        ("token-classification", {"text": "Ada", "entities": [{"begin": 0, "end": 3, "label": "P"}]}, "expected start"),
+        ("token-classification", {"text": "Ada", "entities": [[0, 3, "P"]]}, "entities that are no list of"),
+        ("token-classification", {"text": "Ada", "entities": [{"start": 0, "end": 9, "label": "P"}]}, "expected start"),
+        ("question-answering", {"question": "who", "context": "Ada", "answers": "Bob"}, "does not stand in the"),
+        ("sequence-classification", {"text": "x", "label": ["a"]}, "expected a name or a whole number"),
+        ("image-segmentation", {"objects": [{"label": "a", "box": [1, 2, 3]}]}, "expected a label and a box"),
+        ("object-detection", {"objects": {"label": ["a"], "bbox": [[1, 2, 3, 4]]}}, "regions that are no list of"),
+        ("object-detection", {"objects": [{"label": "a", "bbox": [1, 2, 3, 4]}]}, "[x, y, x + width, y + height]"),
+        ("image-segmentation", {"objects": [{"label": "a", "box": [0, 0, 500, 500]}]}, "leaves its image of 20 x 20"),
+        ("object-detection", {"objects": [{"label": "a", "box": [0, 0, 0.5, 0.5]}]}, "less than a pixel"),
+    ],
+)  # fmt: skip
+def test_what_a_row_holds_is_looked_at_before_anything_runs_as_the_run_looks_at_it(
+    tmp_path: Path, task: str, row: dict[str, Any], words: str
+) -> None:
+    if "objects" in row:
+        Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
+        row = {"image": "a.png", **row}
+    said = said_of(tmp_path, [row], task, base_model=base_in(tmp_path))
+    assert said.startswith("train.datasets.0: data set a.jsonl: row 1 of a.jsonl has") and words in said
+
+
+def test_labels_are_looked_at_in_all_rows_where_these_are_few(tmp_path: Path) -> None:
+    base, kind = base_in(tmp_path), "sequence-classification"
+    same = [{"text": "x", "label": "a"}] * 300
+    assert "every label is 'a'; expected at least two" in said_of(tmp_path, same, kind, base_model=base)
+    assert said_of(tmp_path, same, kind) == "", "a base that is elsewhere may know this label among its own"
+    rows = [*same, {"text": "x", "label": "b"}]
+    assert said_of(tmp_path, rows, kind, base_model=base) == ""
+    (tmp_path / "test.jsonl").write_text('{"text": "x", "label": "c"}\n')
+    both: dict[str, Any] = {"datasets": [{"path": "a.jsonl"}, {"path": "test.jsonl", "split": "test"}]}
+    said = said_of(tmp_path, rows, kind, **both)
+    assert "label 'c' of row 1 of test.jsonl does not occur in the training data (there: a, b)" in said
+    both["datasets"].append({"path": "/elsewhere/more.jsonl"})
+    assert look(spec(task=kind, **both)["train"], tmp_path, is_complete=True, of=[0, 1])["errors"] == []
+    assert "has the label 'abc'; expected a number" in said_of(
+        tmp_path, [{"text": "x", "label": "abc"}], kind, objective="regress"
+    )
+
+
+def test_audio_that_is_none_or_holds_no_sample_is_said_before_anything_runs(tmp_path: Path) -> None:
+    (tmp_path / "x.wav").write_bytes(b"no audio at all, just words")
+    assert "row 1 of a.jsonl has audio that cannot be read (x.wav)" in said_of(
+        tmp_path, [{"audio": "x.wav", "label": "a"}], "audio-classification"
+    )
+    with wave.open(str(tmp_path / "x.wav"), "wb") as file:
+        file.setparams((1, 2, 8000, 0, "NONE", ""))
+    assert "row 1 of a.jsonl has audio without a sample (x.wav)" in said_of(
+        tmp_path, [{"audio": "x.wav", "label": "a"}], "audio-classification"
+    )
+
+
+def test_speech_in_letters_that_the_model_does_not_write_is_said_with_its_alphabet(tmp_path: Path) -> None:
+    """The usual trap: a model of capitals, and texts without; before, all was learnt as unknown."""
+    with wave.open(str(tmp_path / "x.wav"), "wb") as file:
+        file.setparams((1, 2, 16000, 0, "NONE", ""))
+        file.writeframes(bytes(3200))
+    base = base_in(tmp_path, vocab={"<pad>": 0, "<unk>": 1, "|": 2, "A": 3, "B": 4})
+    speech = {"task": "automatic-speech-recognition", "base_model": base}
+    said = said_of(tmp_path, [{"audio": "x.wav", "text": "ab ba"}], **speech)
+    assert "row 1 of a.jsonl has a target of which the model writes 0 of 4 letters; it writes AB|. Write the" in said
+    assert said_of(tmp_path, [{"audio": "x.wav", "text": "AB BA"}], **speech) == ""

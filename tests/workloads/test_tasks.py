@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import os
 import re
 import shutil
+import wave
 from pathlib import Path
 from typing import Any, get_args
 
@@ -206,12 +208,22 @@ def test_speech_is_written(made: Path, tmp_path: Path) -> None:
     assert set(answer["text"]) <= {"A", "B"} and answer["text"] == answer["label"]
 
 
+def _audio_of(samples: int) -> str:
+    data = io.BytesIO()
+    with wave.open(data, "wb") as file:
+        file.setparams((1, 2, 1600, 0, "NONE", ""))
+        file.writeframes(bytes(2 * samples))
+    return base64.b64encode(data.getvalue()).decode()
+
+
+SHORT = _audio_of(1)
 UNREAD = [
     ("image-classification", [{"image": "https://example.org/a.png"}], "nothing is fetched"),
     ("image-classification", [{"image": "aGVsbG8="}], "is no image"),
     ("image-classification", ["good film"], 'An input of this model is {"image"'),
     ("image-classification", [{"image": "/etc/hostname"}], "is not base64"),
     ("audio-classification", [{"audio": "aGVsbG8="}], "is no audio"),
+    ("audio-classification", [{"audio": SHORT}], "The input is audio of 1 samples; this model hears nothing below"),
     ("question-answering", ["good film"], "a question and the passage"),
     ("visual-question-answering", [{"image": "aGVsbG8="}], 'is {"text", "image": base64'),
     ("sequence-classification", [{"text": "a film", "pair": "b"}], 'has "pair"'),
@@ -249,6 +261,7 @@ def with_head(folder: str, task: str) -> str:
 
 LONG = "ABABABABABABABABABABABABABABABABABABABABABABABABABABABABABABABABABABABABABABABABABAB"
 BOX = {"label": "lamp", "box": [3, 3, 1, 9]}
+AWAY = {"label": "lamp", "box": [0, 0, 500, 500]}
 BEYOND = {"start": 2, "end": 9, "label": "X"}
 
 
@@ -257,7 +270,11 @@ UNLEARNT = [
     ("image-classification", {"image": "aGVsbG8=", "label": "left"}, "row 1 of .* is no image that can be read"),
     ("audio-classification", {"audio": "99.wav", "label": "low"}, "row 1 .* 800 .*99.wav.* hears 1,600"),
     ("automatic-speech-recognition", {"audio": "1.wav", "text": LONG}, "too long"),
+    ("automatic-speech-recognition", {"audio": "1.wav", "text": "ab"}, "row 1 .* writes 0 of 2 letters; it writes A"),
+    ("audio-classification", {"audio": SHORT, "label": "low"}, "row 1 .* is audio of 1 samples; this model hears"),
     ("image-segmentation", {"image": "1.png", "objects": [BOX]}, "the region .*box"),
+    ("image-segmentation", {"image": "1.png", "objects": [AWAY]}, "row 1 .* leaves its image of"),
+    ("object-detection", {"image": "1.png", "objects": [AWAY]}, "row 1 .* leaves its image of"),
     ("token-classification", {"tokens": ["a", "film"], "ner_tags": ["O"]}, "words and tags"),
     ("token-classification", {"text": "a film", "entities": [BEYOND]}, "has the entity"),
     ("question-answering", {"question": "how", "context": "a film", "answers": "plot"}, "does not stand in the"),

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
+from llmsched.data.contents import BACKGROUND
 from llmsched.data.tasks import KINDS
 from workloads.tasks.metrics import chunks
 from workloads.tasks.reads import Batch, Encoded
 
-BACKGROUND = "background"  # of pixels that are of nothing
 _LONGEST_SPAN = 64  # tokens of an answer in a passage
 
 Says = Callable[[Any, Batch, Sequence[Encoded]], list[Any]]  # (output, what was read, its rows) -> an answer for each

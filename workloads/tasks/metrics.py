@@ -77,3 +77,12 @@ def _share(part: float, whole: float) -> float:
 
 def _mean(numbers: Sequence[float]) -> float:
     return sum(numbers) / len(numbers) if numbers else 0.0
+
+
+def overlap(one: Sequence[float], other: Sequence[float]) -> float:
+    """What both boxes cover of what they cover together."""
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    shared = max(0.0, width) * max(0.0, height)
+    areas = ((box[2] - box[0]) * (box[3] - box[1]) for box in (one, other))
+    return shared / max(sum(areas) - shared, 1e-9)

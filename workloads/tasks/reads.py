@@ -179,8 +179,8 @@ class Image(Reader):
         self.processor = processor
 
     def check(self, row: Mapping[str, Any], roles: Sequence[str]) -> dict[str, Any]:
-        media.image(row["image"])  # all are looked at before the first step
-        return {"image": row["image"]}
+        found = media.image(row["image"])  # all are looked at before the first step
+        return {"image": row["image"], "size": found.size}
 
     def encode(self, *parts: Any) -> Encoded:
         return {"image": parts[0]}
@@ -245,16 +245,25 @@ class Audio(Reader):
         self.name = processor.model_input_names[0]
 
     def check(self, row: Mapping[str, Any], roles: Sequence[str]) -> dict[str, Any]:
-        samples = media.audio(row["audio"], self.processor.sampling_rate)
-        return {"audio": row["audio"], "samples": len(samples)}
+        return {"audio": row["audio"], "samples": len(self._heard(row["audio"]))}
 
     def encode(self, *parts: Any) -> Encoded:
         return {"audio": parts[0]}
 
     def load(self, encoded: Encoded) -> Encoded:
-        rate = self.processor.sampling_rate
-        heard = self.processor(media.audio(encoded["audio"], rate), sampling_rate=rate, return_tensors="pt")
+        samples, rate = self._heard(encoded["audio"]), self.processor.sampling_rate
+        heard = self.processor(samples, sampling_rate=rate, return_tensors="pt")
         return {**encoded, self.name: heard[self.name][0]}
+
+    def _heard(self, source: Any) -> Any:
+        """Samples, as many as the model's filters need for one place in time. Raises Unusable."""
+        samples, least = media.audio(source, self.processor.sampling_rate), 1
+        for kernel, stride in reversed(self._steps):
+            least = (least - 1) * stride + kernel
+        if len(samples) < least:
+            named = f" ({source.name})" if isinstance(source, Path) else ""
+            raise Unusable(f"is audio of {len(samples):,} samples{named}; this model hears nothing below {least:,}")
+        return samples
 
     def places(self, row: Encoded) -> int | None:
         """Places in time that the model tells apart; None: of all rows as many."""

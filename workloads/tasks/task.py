@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch.nn import functional
 
+from llmsched.data.labels import Read
 from llmsched.data.messages import Unusable
 from llmsched.data.rows import DataError
 from llmsched.data.tasks import KINDS
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from workloads.tasks.teacher import Teacher
 
 IGNORED = -100  # label of what does not count
-Read = tuple[Mapping[str, Any], reading.Rows, reading.BadRows]  # a data set, its rows, and those that are bad
 
 
 class Score(NamedTuple):
@@ -66,7 +66,10 @@ class Task(ABC):
         """Read, check and encode the data sets of one split. Raises BadInput."""
         read = [(dataset, *self.read(dataset, inputs)) for dataset in datasets]
         self.notes += [note for _, rows, _ in read for note in rows.notes]
-        self.look(read)
+        try:
+            self.look(read)
+        except DataError as error:
+            raise BadInput(str(error)) from error
         found: list[Encoded] = []
         for dataset, rows, bad in read:
             self.seen, self.rows, before = Counter(), len(rows), len(found)

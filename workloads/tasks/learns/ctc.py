@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from llmsched.data import contents
 from llmsched.data.messages import Unusable, plain_text
 from workloads import datasets as reading
 from workloads.tasks.answers import heard
@@ -23,8 +24,10 @@ class Learns(Task):
         return {**super().checked(row, rows), "target": plain_text(row["target"], "target").strip()}
 
     def encoded(self, row: reading.Row) -> Iterator[Encoded]:
-        letters = list(self.reader.tokenizer(row["target"])["input_ids"])
-        unknown = self.reader.tokenizer.unk_token_id
+        tokenizer = self.reader.tokenizer
+        letters = list(tokenizer(row["target"])["input_ids"])
+        unknown = tokenizer.unk_token_id
+        contents.writable(sum(one != unknown for one in letters), len(letters), _alphabet(tokenizer))
         if unknown is not None and unknown in letters:
             self.seen["with a letter that the model does not write: it is learnt as unknown"] += 1
         if not letters:
@@ -58,3 +61,8 @@ class Learns(Task):
 
     def measure(self, loss: float, counts: Sequence[float]) -> dict[str, float]:
         return {"loss": loss, "wer": counts[0] / max(counts[1], 1), "cer": counts[2] / max(counts[3], 1)}
+
+
+def _alphabet(tokenizer: Any) -> list[str]:
+    """What it writes beside its marks."""
+    return [each for each in tokenizer.get_vocab() if each not in tokenizer.all_special_tokens]

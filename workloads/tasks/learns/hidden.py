@@ -8,10 +8,11 @@ from array import array
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from llmsched.data.labels import Read
 from workloads import datasets as reading
 from workloads.sources import BadInput
 from workloads.tasks.reads import Batch, Encoded, Text
-from workloads.tasks.task import IGNORED, Read, Score, Task, output_of, perplexity, score_of_tokens
+from workloads.tasks.task import IGNORED, Score, Task, output_of, perplexity, score_of_tokens
 
 _HIDDEN = 0.15
 

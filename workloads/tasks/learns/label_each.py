@@ -13,15 +13,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from llmsched.data.messages import Unusable, plain_text
+from llmsched.data import contents
+from llmsched.data.contents import OUTSIDE
+from llmsched.data.labels import Labels, Read
 from workloads import datasets as reading
 from workloads.sources import BadInput
-from workloads.tasks.labels import Labels, name_of
 from workloads.tasks.metrics import chunks, of_found
 from workloads.tasks.reads import Batch, Encoded, Text
-from workloads.tasks.task import IGNORED, Read, Score, Task, output_of, score_of_tokens
-
-_OUTSIDE = "O"
+from workloads.tasks.task import IGNORED, Score, Task, output_of, score_of_tokens
 
 
 class Learns(Task):
@@ -34,25 +33,12 @@ class Learns(Task):
         self.labels = Labels(self.known_labels)
 
     def checked(self, row: reading.Row, rows: reading.Rows) -> reading.Row:
-        text, labels = row["text"], row["label"]
-        if isinstance(text, str):
-            return {"text": plain_text(text, "text"), "label": _spans(labels, text)}
-        names = rows.class_names.get("label")
-        if not isinstance(text, list) or not isinstance(labels, list) or len(text) != len(labels):
-            raise Unusable("has words and tags that are not two lists of one length")
-        return {"text": [plain_text(word, "text") for word in text], "label": [name_of(tag, names) for tag in labels]}
+        return contents.checked("label_each", row, rows.class_names)
 
     def look(self, read: Sequence[Read]) -> None:
         if not self.reader.tokenizer.is_fast:
             raise BadInput("token-classification: this base model has no fast tokenizer, which knows where words lie")
-        counts: Counter[str] = Counter()
-        for _, rows, _ in read:
-            for row in rows:
-                if isinstance(row["text"], str):
-                    counts += Counter({_OUTSIDE: 1})
-                    counts.update(f"{mark}-{each['label']}" for each in row["label"] for mark in "BI")
-                else:
-                    counts.update(row["label"])
+        counts = contents.classes("label_each", (row for _, rows, _ in read for row in rows)) or Counter()
         path = read[0][0]["path"]
         self.notes += self.labels.take_in(counts, path, read)
         self.new_head = self.labels.is_new
@@ -92,19 +78,6 @@ class Learns(Task):
         return {"loss": loss, "accuracy": right / max(tokens, 1.0), **of_found(found, said, true)}
 
 
-def _spans(given: Any, text: str) -> list[dict[str, Any]]:
-    """Entities, in order. Raises Unusable."""
-    if not isinstance(given, list) or not all(isinstance(each, dict) for each in given):
-        raise Unusable('has entities that are no list of {"start", "end", "label"}')
-    found = []
-    for each in given:
-        start, end, label = each.get("start"), each.get("end"), each.get("label", each.get("type"))
-        if not (type(start) is int and type(end) is int and 0 <= start < end <= len(text) and isinstance(label, str)):
-            raise Unusable(f"has the entity {each!r}; expected start, end (characters of the text) and a label")
-        found.append({"start": start, "end": end, "label": label.strip()})
-    return sorted(found, key=lambda each: each["start"])
-
-
 def _places(words: Sequence[str]) -> Iterator[tuple[int, int]]:
     """Where each word stands once they are joined by spaces."""
     at = 0
@@ -132,7 +105,7 @@ def _of_spans(places: Sequence[tuple[int, int]], spans: Sequence[dict[str, Any]]
         if start == end:
             yield None
         elif at is None:
-            yield _OUTSIDE
+            yield OUTSIDE
         else:
             yield f"{'I' if at == begun else 'B'}-{spans[at]['label']}"
             begun = at

@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from llmsched.data import contents
+from llmsched.data.labels import SHOWN, Labels, Read
 from workloads import datasets as reading
-from workloads.tasks.labels import SHOWN, Labels, name_of
 from workloads.tasks.metrics import of_labels, tally
 from workloads.tasks.reads import Batch, Encoded
-from workloads.tasks.task import IGNORED, Read, Score, Task, output_of, score_of_tokens
+from workloads.tasks.task import IGNORED, Score, Task, output_of, score_of_tokens
 
 
 class Learns(Task):
@@ -21,14 +22,10 @@ class Learns(Task):
         self.labels = Labels(self.known_labels)
 
     def checked(self, row: reading.Row, rows: reading.Rows) -> reading.Row:
-        """A row that a teacher alone labels has none."""
-        made = super().checked(row, rows)
-        if row.get("label") is None:
-            return made
-        return {**made, "label": name_of(row["label"], rows.class_names.get("label"))}
+        return {**super().checked(row, rows), **contents.checked("one_label", row, rows.class_names)}
 
     def look(self, read: Sequence[Read]) -> None:
-        counts = Counter(row["label"] for _, rows, _ in read for row in rows if "label" in row)
+        counts = contents.classes("one_label", (row for _, rows, _ in read for row in rows)) or Counter()
         path = read[0][0]["path"]
         if self.teacher and not self.labels.numbers:
             self.notes += self.labels.of_teacher(self.teacher.labels, counts, path)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from llmsched.data.messages import Unusable
+from llmsched.data import contents
 from workloads import datasets as reading
 from workloads.tasks.metrics import of_numbers
 from workloads.tasks.reads import Batch, Encoded
@@ -23,7 +23,7 @@ class Learns(Task):
         self.new_head = len(self.known_labels) > 1  # a base that tells labels apart has another last layer
 
     def checked(self, row: reading.Row, rows: reading.Rows) -> reading.Row:
-        return {**super().checked(row, rows), "label": _number(row["label"])}
+        return {**super().checked(row, rows), **contents.checked("one_number", row, rows.class_names)}
 
     def encoded(self, row: reading.Row) -> Iterator[Encoded]:
         yield {**self.input_of(row), "labels": row["label"]}
@@ -44,13 +44,3 @@ class Learns(Task):
 
     def measure(self, loss: float, counts: Sequence[float]) -> dict[str, float]:
         return {"loss": loss, **of_numbers(counts)}
-
-
-def _number(value: Any) -> float:
-    try:
-        number = float("x" if isinstance(value, bool) else value)
-    except (TypeError, ValueError):
-        raise Unusable(f"has the label {value!r}; expected a number") from None
-    if abs(number) > 1e30 or number != number:
-        raise Unusable(f"has the label {value!r}; expected a number of a size that can be learnt")
-    return number

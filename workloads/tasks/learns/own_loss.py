@@ -5,19 +5,20 @@ model learns little; image-segmentation does. Rows are those of image-segmentati
 from __future__ import annotations
 
 import importlib.util
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
+from llmsched.data import contents
+from llmsched.data.labels import Labels, Read
 from workloads import datasets as reading
 from workloads.sources import BadInput
 from workloads.tasks.answers import objects
-from workloads.tasks.labels import Labels
-from workloads.tasks.metrics import of_found
+from workloads.tasks.metrics import of_found, overlap
 from workloads.tasks.reads import Batch, Encoded, Image
-from workloads.tasks.regions import counted, overlap, regions_of
-from workloads.tasks.task import Read, Score, Task, output_of
+from workloads.tasks.task import Score, Task, output_of
 
 _SAME = 0.5  # of what two boxes cover together, how much both must for them to be one
 
@@ -32,12 +33,15 @@ class Learns(Task):
         self.reader.batches = False
 
     def checked(self, row: reading.Row, rows: reading.Rows) -> reading.Row:
-        return {**super().checked(row, rows), "label": regions_of(row["label"])}
+        made = {**super().checked(row, rows), **contents.checked("own_loss", row, rows.class_names)}
+        contents.inside(made["label"], made["size"])
+        return made
 
     def look(self, read: Sequence[Read]) -> None:
         if importlib.util.find_spec("scipy") is None:
             raise BadInput("object-detection: matching boxes needs `pip install 'llmsched[media]'` on every node")
-        counts, path = counted(read), read[0][0]["path"]
+        counts = contents.classes("own_loss", (row for _, rows, _ in read for row in rows)) or Counter()
+        path = read[0][0]["path"]
         if not self.labels.numbers:
             if not counts:
                 raise BadInput(f"data set {path}: no row has an object")

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
+from llmsched.data import contents
+from llmsched.data.contents import BACKGROUND
+from llmsched.data.labels import Labels, Read
 from workloads import datasets as reading
-from workloads.tasks.answers import BACKGROUND
-from workloads.tasks.labels import Labels
 from workloads.tasks.metrics import of_labels, tally
 from workloads.tasks.reads import Batch, Encoded, Image
-from workloads.tasks.regions import counted, regions_of
-from workloads.tasks.task import Read, Score, Task, output_of, score_of_tokens
+from workloads.tasks.task import Score, Task, output_of, score_of_tokens
 
 
 class Learns(Task):
@@ -27,11 +27,12 @@ class Learns(Task):
         self.labels = Labels(self.known_labels)
 
     def checked(self, row: reading.Row, rows: reading.Rows) -> reading.Row:
-        return {**super().checked(row, rows), "label": regions_of(row["label"])}
+        made = {**super().checked(row, rows), **contents.checked("pixels", row, rows.class_names)}
+        contents.inside(made["label"], made["size"])
+        return made
 
     def look(self, read: Sequence[Read]) -> None:
-        counts = Counter({BACKGROUND: 1})
-        counts.update(counted(read))
+        counts = contents.classes("pixels", (row for _, rows, _ in read for row in rows)) or Counter()
         path = read[0][0]["path"]
         self.notes += self.labels.take_in(counts, path, read)
         self.new_head = self.labels.is_new

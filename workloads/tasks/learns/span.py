@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 
-from llmsched.data.messages import Unusable, plain_text
+from llmsched.data import contents
+from llmsched.data.labels import Read
 from workloads import datasets as reading
 from workloads.sources import BadInput
 from workloads.tasks.answers import best_span
 from workloads.tasks.reads import Batch, Encoded, Text
-from workloads.tasks.task import Read, Score, Task, output_of
+from workloads.tasks.task import Score, Task, output_of
 
 
 class Learns(Task):
@@ -24,8 +25,7 @@ class Learns(Task):
     head_is_new = True
 
     def checked(self, row: reading.Row, rows: reading.Rows) -> reading.Row:
-        made = super().checked(row, rows)
-        return {**made, "label": _answers(row["label"], made["text_pair"])}
+        return contents.checked("span", row, rows.class_names)
 
     def look(self, read: Sequence[Read]) -> None:
         if not self.reader.tokenizer.is_fast:
@@ -67,21 +67,6 @@ class Learns(Task):
     def measure(self, loss: float, counts: Sequence[float]) -> dict[str, float]:
         exact, overlap, rows = counts
         return {"loss": loss, "exact_match": exact / max(rows, 1), "f1": overlap / max(rows, 1)}
-
-
-def _answers(given: Any, passage: str) -> list[tuple[str, int]]:
-    """(answer, first character) of each; [] where there is none. Raises Unusable."""
-    if isinstance(given, dict):
-        texts, starts = given.get("text", []), given.get("answer_start", [])
-        texts, starts = ([each] if not isinstance(each, list) else each for each in (texts, starts))
-        starts = starts or [passage.find(str(text)) for text in texts]
-    else:
-        texts = [plain_text(each, "label") for each in (given if isinstance(given, list) else [given])]
-        starts = [passage.find(text) for text in texts]
-    for text, start in zip(texts, starts, strict=False):
-        if type(start) is not int or start < 0 or passage[start : start + len(text)] != text:
-            raise Unusable(f"has the answer {text[:40]!r}, which does not stand in the passage there")
-    return list(zip(texts, starts, strict=False))
 
 
 def is_exact(said: str, true: str) -> bool:

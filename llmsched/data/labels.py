@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmsched.data.messages import Unusable
-from workloads.sources import BadInput
+from llmsched.data.rows import BadRows, DataError, Rows
 
-if TYPE_CHECKING:
-    from workloads.tasks.task import Read
+Read = tuple[Mapping[str, Any], Rows, BadRows]  # a data set, its rows, and those that are bad
 
 SHOWN = 20  # labels that a message names
 
@@ -29,7 +28,7 @@ class Labels:
         return self.numbers[self.names[name]]
 
     def of_training(self, counts: Mapping[str, int], path: str) -> list[str]:
-        """Which label has which number; notes of it. Raises BadInput."""
+        """Which label has which number; notes of it. Raises DataError."""
         names = set(counts)
         known = {name.strip().casefold(): name for name in self.known}  # without those that capitals tell apart
         placeholder = {str(number): name for name, number in self.known.items() if name == f"LABEL_{number}"}
@@ -45,7 +44,7 @@ class Labels:
                     said = f" ({', '.join(renamed[:SHOWN])})" if renamed else ""
                     return [f"{path}: the labels are those of the base model, with its numbers{said}"]
         if len(names) < self.least:
-            raise BadInput(f"data set {path}: every label is {next(iter(names))!r}; expected at least two")
+            raise DataError(f"data set {path}: every label is {next(iter(names))!r}; expected at least two")
         self.numbers = numbered(names)
         self.names = {name: name for name in names}
         notes = []
@@ -60,11 +59,11 @@ class Labels:
         return notes
 
     def of_teacher(self, taught: Mapping[str, int], counts: Mapping[str, int], path: str) -> list[str]:
-        """Its labels with its numbers; those of the rows are among them. Notes of it. Raises BadInput."""
+        """Its labels with its numbers; those of the rows are among them. Notes of it. Raises DataError."""
         base, self.known, self.least = dict(self.known), taught, 0
         notes = self.of_training(counts, path)
         if self.is_new:
-            raise BadInput(
+            raise DataError(
                 f"data set {path}: its labels ({', '.join(sorted(counts)[:SHOWN])}) are not those that the teacher "
                 f"tells apart ({', '.join(list(taught)[:SHOWN])})"
             )
@@ -74,16 +73,16 @@ class Labels:
         return [*notes, new] if self.is_new else notes
 
     def take_in(self, counts: Mapping[str, int], path: str, read: Sequence[Read]) -> list[str]:
-        """The first are those of training, later ones must be among them. Notes for people. Raises BadInput."""
+        """The first are those of training, later ones must be among them. Notes for people. Raises DataError."""
         notes = [] if self.numbers else self.of_training(counts, path)
         self.check(counts, path, read)
         return notes
 
     def check(self, counts: Mapping[str, int], path: str, read: Sequence[Read]) -> None:
-        """Of later rows. Raises BadInput for a label that training does not know."""
+        """Of later rows. Raises DataError for a label that training does not know."""
         if strange := sorted(set(counts) - set(self.names)):
             where = _place_of(strange[0], read)
-            raise BadInput(
+            raise DataError(
                 f"data set {path}: label {strange[0]!r}{where} does not occur in the training data "
                 f"(there: {', '.join(list(self.numbers)[:SHOWN])})"
             )
