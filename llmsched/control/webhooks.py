@@ -59,11 +59,19 @@ def check(url: str, allowed: Collection[str]) -> None:
     ):
         raise _refused(f"leads to a private host, {host}", _ASK)
     try:
-        literal = ipaddress.ip_address(host)
-    except ValueError:
+        literal = _literal(host)
+    except OSError:
         return
     if not is_public(literal):
         raise _refused(f"leads to a private address, {host}", _ASK)
+
+
+def _literal(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """Also in the short, octal and hexadecimal ways of writing one that resolvers take. Raises OSError for a name."""
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return ipaddress.IPv4Address(socket.inet_aton(host))
 
 
 _ASK = "Have an operator list the host under limits.notify_hosts of the cluster file."

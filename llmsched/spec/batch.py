@@ -77,6 +77,8 @@ class BatchSection(Section):
             raise WrongAt('goes with "model"; leave it out', "task")
         if self.map is not None and self.engine_kwargs != EngineKwargs():
             raise WrongAt('goes with "model"; leave it out', "engine_kwargs")
+        if self.model is not None:
+            self.engine_kwargs.check_decoder(self.task)
         if self.model is not None and self.args and "chat/completions" not in KINDS[self.task].answers:
             raise WrongAt(f'a {self.task} model takes none; args go with "map" or a language model', "args")
         return self

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from llmsched.spec.quantities import Condition, Duration, EnvName, HttpsUrl
 from llmsched.spec.section import Section, WrongAt
 
+_AFTER_S = 600.0
 Happening = Literal["waiting", "running", "preempted", "failed", "succeeded", "cancelled"]
 
 
@@ -20,7 +21,7 @@ class NoticeSpec(Section):
     url: HttpsUrl | None = None
     url_from: EnvName | None = None
     on: list[Happening] = Field(default=["failed", "succeeded", "cancelled"], max_length=6)
-    after: Duration = Field(default=600.0, ge=0)
+    after: Duration = Field(default=_AFTER_S, ge=0)
     when: Condition | None = None
     sign_with: EnvName | None = None
 
@@ -30,6 +31,8 @@ class NoticeSpec(Section):
             raise WrongAt("wants one address: url, or url_from with the name of a secret that holds it", "url")
         if not self.on and self.when is None:
             raise WrongAt("is empty, and there is no `when`: nothing would ever be told", "on")
+        if self.after != _AFTER_S and "waiting" not in self.on:
+            raise WrongAt('counts for "waiting" alone, which is not in "on"; leave it out', "after")
         return self
 
 

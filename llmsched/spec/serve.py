@@ -57,6 +57,14 @@ class EngineKwargs(PassThrough):
     num_speculative_tokens: int | None = Field(default=None, ge=0, le=64)
     vllm: dict[str, JsonValue] | None = None  # more of vLLM's own, as they are
 
+    def check_decoder(self, task: str) -> None:
+        """Raises WrongAt for what has no effect on a model of this task."""
+        for name in ("prefix_cache_mib", "num_speculative_tokens") if task != "causal-lm" else ():
+            if getattr(self, name) is not None:
+                raise WrongAt(
+                    f'goes with "task: causal-lm"; a model of {task} has no use for it', "engine_kwargs", name
+                )
+
     @field_validator("vllm")
     @classmethod
     def _are_vllms(cls, given: dict[str, JsonValue] | None) -> dict[str, JsonValue] | None:
@@ -137,6 +145,10 @@ class ServeSection(Section):
             raise WrongAt('"vllm" goes with "model" and "task: causal-lm"', "engine")
         if self.engine_kwargs.vllm is not None and self.engine != "vllm":
             raise WrongAt('goes with "engine: vllm"', "engine_kwargs", "vllm")
+        if self.model is not None:
+            self.engine_kwargs.check_decoder(self.task)
+            if self.routing == "prefix-cache" and self.task not in GENERATING:
+                raise WrongAt(f"goes with models that go on with a text; a {self.task} model does not", "routing")
         if self.parallelism.gpus > 1 and self.engine != "vllm":
             raise WrongAt('goes with "engine: vllm", which alone cuts a model into parts', "parallelism")
         names = [each.name for each in self.adapters]

@@ -211,6 +211,13 @@ def _none_twice(notices: list[NoticeSpec]) -> list[NoticeSpec]:
     return notices
 
 
+def _once_each(names: list[str]) -> list[str]:
+    for place, each in enumerate(names):
+        if each in names[:place]:
+            raise WrongAt(f'"{each}" stands there twice', place)
+    return names
+
+
 def _check_argv(argv: list[str]) -> list[str]:
     if any("\0" in word for word in argv):
         raise ValueError("has a NUL character in it")
@@ -267,6 +274,7 @@ class WorkloadSpec(Section):
     notify: Annotated[list[Notice], AfterValidator(_none_twice)] = Field(default=[], max_length=16)
     calls: Annotated[
         list[Name],
+        AfterValidator(_once_each),
         Field(max_length=64, description="Endpoints that it may ask, by the names of their workloads."),
     ] = []
     envs: Envs = {}

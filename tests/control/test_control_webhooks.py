@@ -29,6 +29,7 @@ HERE = ("localhost",)  # what an operator allows
         "https://127.0.0.1/x", "https://10.1.2.3/x", "https://192.168.0.1/x", "https://169.254.169.254/latest/meta-data",
         "https://[::1]/x", "https://[fe80::1]/x", "https://[fd00:ec2::254]/x", "https://[::ffff:10.0.0.1]/x",
         "https://[64:ff9b::a00:1]/x", "https://[2002:a00:1::]/x", "https://0.0.0.0/x", "https://224.0.0.1/x",
+        "https://127.1/x", "https://0x7f.1/x", "https://0177.0.0.1/x",
         "https://localhost/x", "https://localhost./x", "https://hooks/x", "https://head.internal/x", "https://me.local/x",
     ],
 )  # fmt: skip

@@ -39,6 +39,10 @@ def test_the_starter_is_a_spec_and_a_parcel_means_the_same_again() -> None:
         ("{input: {path: a}, model: m, args: {max_tokens: -4}}", '"max_tokens" must be a whole number from 1'),
         ("{input: {path: a}, model: m, args: {temperature: hot}}", '"temperature" must be a number from 0 to 2'),
         ("{input: {path: a}, model: m, args: {stream: true}}", '"stream" is for a request, and not for the rows'),
+        (
+            "{input: {path: a}, model: m, task: token-classification, engine_kwargs: {prefix_cache_mib: 9}}",
+            'goes with "task: causal-lm"; a model of token-classification has no use for it',
+        ),
         ("{input: {path: a}, model: m, output: out}", "expected an absolute folder or s3://BUCKET/PREFIX"),
         ("{input: {path: a, on_bad_row: drop}, model: m}", "expected one of 'refuse', 'skip'"),
         ("{input: {path: a}, model: m, outptu: /out}", 'Did you mean "output"?'),

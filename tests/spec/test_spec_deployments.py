@@ -26,6 +26,12 @@ def test_each_deployment_of_an_app_that_is_named_is_a_group_of_the_replicas_gang
     ("resources", "serve", "words"),
     [
         ("{}", "{model: {source: m}, deployments: {A: {}}}", '"serve.deployments": goes with "app"'),
+        (
+            "{}",
+            "{model: {source: m}, task: image-classification, engine_kwargs: {num_speculative_tokens: 4}}",
+            'goes with "task: causal-lm"; a model of image-classification has no use for it',
+        ),
+        ("{}", "{model: {source: m}, task: feature-extraction, routing: prefix-cache}", "that go on with a text"),
         ("{}", "{app: 'm:a', deployments: {workers: {}}}", "is how the replica's own part is called"),
         ("{}", "{app: 'm:a', deployments: {'-x': {}}}", "expected the name of a deployment: letters, digits"),
         ("{}", "{app: 'm:a', deployments: {A: {num_replicas: 2}}}", 'Did you mean "replicas"?'),

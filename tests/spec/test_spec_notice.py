@@ -24,6 +24,7 @@ def test_an_address_alone_is_told_of_ends_and_a_section_says_more():
         ("{url: 'https://a.example', url_from: HOOK}", "wants one address"),
         ("{url: 'https://a.example', on: []}", "nothing would ever be told"),
         ("{url: 'https://a.example', on: [ended]}", 'got "ended"'),
+        ("{url: 'https://a.example', on: [failed], after: 20m}", 'counts for "waiting" alone'),
         ("{url: 'https://a.example', wen: 'a < 1'}", 'Did you mean "when"?'),
     ],
 )
@@ -38,3 +39,8 @@ def test_the_same_entry_twice_is_refused_and_one_address_for_two_things_is_not()
     assert len(load(once)[0].notify) == 2
     with pytest.raises(SpecError, match="stands there twice"):
         load(once.replace("]}]", "]}, https://a.example/x]"))
+
+
+def test_an_endpoint_that_is_called_stands_there_once():
+    with pytest.raises(SpecError, match='"b" stands there twice'):
+        load(TASK + "calls: [b, c, b]\n")
