@@ -30,7 +30,7 @@ class Count:
         self.room = Room(this.trial, calendar.windows.rows, with_parts=True)
         self._held: dict[str, Wish] = {}  # of those that run
         self._looks: dict[int, int] = {}  # of classes: how many a reservation alone has kept out
-        self._own: dict[tuple[str, str | None], int] = {}  # of its quota that a queue has not given out yet
+        self._own: dict[tuple[str, str], int] = {}  # of a row of its quota that a queue has not given out yet
         self._charged: dict[tuple[str, str | None], int] = {}
 
     def is_used_up(self) -> bool:
@@ -114,28 +114,31 @@ class Count:
                 self._give_back(one, 1)
 
     def _give_back(self, gang: GangState, sign: int) -> None:
-        key, amount = (gang.spec.queue, self._held[gang.id][0]), self._held[gang.id][1]
-        self.room.leave(gang, gang.held, key[1], amount, sign)
-        if self.quota.enforced:
-            (self.quota.release if sign > 0 else self.quota.charge)(*key, amount)
-        if key in self._own:
-            self._own[key] += sign * amount
+        flavor, amount = self._held[gang.id]
+        self.room.leave(gang, gang.held, flavor, amount, sign)
+        if not self.quota.enforced:
+            return
+        (self.quota.release if sign > 0 else self.quota.charge)(gang.spec.queue, flavor, amount)
+        row = (gang.spec.queue, self.quota.row_of(gang.spec.queue, flavor))
+        if row in self._own:
+            self._own[row] += sign * amount
 
     def takes_own(self, gang: GangState, flavor: str | None, need: int) -> bool:
         """Take it out of what the queue owns, if that is left."""
         key = (gang.spec.queue, flavor)
         if need > self._left_of_own(*key) or not self._finds_room(gang, flavor, need):
             return False
-        self._own[key] -= need
+        self._own[gang.spec.queue, self.quota.row_of(*key)] -= need
         self._charged[key] = self._charged.get(key, 0) + need
         return True
 
     def _left_of_own(self, queue: str, flavor: str | None) -> int:
-        left = self._own.get((queue, flavor))
+        row = (queue, self.quota.row_of(queue, flavor))  # flavors of one row have its quota together
+        left = self._own.get(row)
         if left is None:
             branch = self.quota.branch(queue, flavor)
             left = max(0, min(branch.subtree - branch.used, branch.available())) if branch else 0
-            self._own[queue, flavor] = left
+            self._own[row] = left
         return left
 
     def charge_own(self) -> None:

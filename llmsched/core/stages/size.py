@@ -13,12 +13,12 @@ from math import gcd, inf
 
 from llmsched.core.amounts import bundle_milli, flavors_of, need_milli
 from llmsched.core.estimate import History
-from llmsched.core.fair import GUARANTEE, guarantee_then_weight, nominal_milli
+from llmsched.core.fair import GUARANTEE, guarantee_then_weight
 from llmsched.core.kept_quota import Owners
 from llmsched.core.lane import due, is_owed
 from llmsched.core.plan import Plan
 from llmsched.core.possible import option_of
-from llmsched.core.records import GangState, allowed_sizes, gpus_of
+from llmsched.core.records import GangState, allowed_sizes, amount_of, gpus_of
 from llmsched.core.resources import MILLI
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages.backfill import Calendar
@@ -332,11 +332,8 @@ def _entitled(trial: Trial, by_queue: dict[str, list[GangState]], capacity: int)
     if len(by_queue) == 1 and "" in by_queue:
         return {"": capacity}
     state = trial.state
-    queues = {queue.name: queue for queue in state.configuration.queues}
-    if state.configuration.scheduling.fair_share == GUARANTEE:
-        promised = {name: int(value) for name, value in guarantee_then_weight(state).items()}
-    else:
-        promised = {name: nominal_milli(queues[name]) if name in queues else 0 for name in by_queue}
+    is_weighted = state.configuration.scheduling.fair_share == GUARANTEE
+    promised = guarantee_then_weight(state) if is_weighted else {}
     step = _step_milli(state, [gang for members in by_queue.values() for gang in members])
     demand: dict[str, int] = {}
     share: dict[str, int] = {}
@@ -344,12 +341,14 @@ def _entitled(trial: Trial, by_queue: dict[str, list[GangState]], capacity: int)
     for name, members in by_queue.items():
         demand[name] = sum(need_milli(gang.spec, gang.spec.max_size, option_of(state, gang)) for gang in members)
         elastic_now = sum(gang.gpus_milli() for gang in members if gang.is_active())
-        use = state.use.get(name)
-        rigid = (use.gpus_milli if use else 0) - elastic_now
         rows = {state.quota.row_of(name, flavor): flavor for flavor in _flavors(state, members)}
         more = sum(max(0, state.quota.available(name, flavor)) for flavor in rows.values())
         most[name] = min(demand[name], elastic_now + more)
-        due = min(demand[name], max(0, promised.get(name, 0) - rigid))
+        if is_weighted:
+            rigid = (state.use[name].gpus_milli if name in state.use else 0) - elastic_now
+            due = min(demand[name], max(0, int(promised.get(name, 0)) - rigid))
+        else:
+            due = min(demand[name], _left_of_own(state, name, members, rows))
         share[name] = due - due % step  # what is left of a GPU beside a part that somebody holds is nobody's to grow by
     left = capacity - sum(share.values())
     while left < 0:  # rigid work waits or holds a part of it: the largest share gives first
@@ -359,7 +358,7 @@ def _entitled(trial: Trial, by_queue: dict[str, list[GangState]], capacity: int)
             break
         share[largest] -= given
         left += given
-    if state.configuration.scheduling.fair_share == GUARANTEE:
+    if is_weighted:
         return share
     for part in dict.fromkeys((MILLI, step)):
         while left >= part and (asking := [name for name in by_queue if share[name] + part <= most[name]]):
@@ -368,6 +367,18 @@ def _entitled(trial: Trial, by_queue: dict[str, list[GangState]], capacity: int)
                     share[name] += part
                     left -= part
     return share
+
+
+def _left_of_own(state: State, queue: str, gangs: list[GangState], rows: dict[str, str | None]) -> int:
+    """What a queue owns of these rows of quota and others of it than these gangs do not hold. What it borrows of one
+    takes nothing of what it owns of another."""
+    held: dict[str, int] = {}
+    for gang in gangs:
+        for placed in gang.held or (gang.nomination.placement if gang.nomination is not None else ()):
+            row = state.quota.row_of(queue, state.nodes[placed.node].node.flavor)
+            held[row] = held.get(row, 0) + amount_of(gang.spec, placed).gpus_milli
+    branches = ((row, state.quota.branch(queue, flavor)) for row, flavor in rows.items())
+    return sum(max(0, b.subtree - b.used + held.get(row, 0)) for row, b in branches if b is not None)
 
 
 def _entitled_within(
