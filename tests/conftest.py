@@ -21,18 +21,18 @@ settings.register_profile(
 )
 settings.load_profile("suite")
 
-# Files of tests on real Ray, in the order in which they begin: what takes longest comes first. Those of one name share
-# a cluster, and run one after the other in this order, as each finds what the one before has left.
+# Files of tests on real Ray, in the order in which they begin: long ones first, so that short ones even out the end.
+# Those of one name share a cluster, and run one after the other in this order, as each finds what the one before left.
 ON_REAL_RAY = {
     "test_attempts_on_ray.py": "a cluster of two nodes",
     "test_bridge_on_ray.py": "a cluster of two nodes",
     "test_mishaps.py": "mishaps",
+    "test_applications.py": "",  # each on a cluster of its own
     "test_played_by_the_simulator.py": "a cluster of one node",
     "test_preempt_and_resume.py": "a cluster of one node",
     "test_secrets_and_models.py": "a cluster of one node",
     "test_two_users.py": "a cluster of one node",
     "test_demo.py": "demo",
-    "test_applications.py": "",  # each on a cluster of its own
     "test_gateway_ray.py": "gateway",
     "test_ray_up.py": "ray up",
 }
