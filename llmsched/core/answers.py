@@ -141,6 +141,7 @@ class Index:
         self._index: Any = None
         self._wrong: tuple[str, str] | None = None  # why it is not used any more
         self._guarded("index", lambda: setattr(self, "_index", ordering.policy.index()))
+        self._bound: Callable[[float], object] | None = getattr(self._index, "bound", None)
 
     def _guarded(self, what: str, step: Callable[[], object]) -> None:
         try:
@@ -149,7 +150,7 @@ class Index:
             self._give_up(what, error)
 
     def _give_up(self, what: str, error: Exception) -> None:
-        self._index = None
+        self._index = self._bound = None
         self._wrong = f"{what} of its index raised {type(error).__name__}", str(error)
 
     def put(self, gang: GangState) -> None:
@@ -163,11 +164,11 @@ class Index:
     def bound(self, now: float) -> tuple[Any, ...]:
         """What the policy's own key of no member is below, where the index knows that without asking for keys; else (),
         which is below everything."""
-        if self._index is None or not hasattr(self._index, "bound"):
+        if self._bound is None:
             return ()
         self._ordering.answers_of_index(None)
         try:
-            found = self._index.bound(now)
+            found = self._bound(now)
         except Exception as error:
             self._give_up("bound", error)
             return ()

@@ -79,7 +79,9 @@ class Pass:
     def tell_who_ask(self, shapes: Sequence[Shape], planned: Mapping[Shape, Planned]) -> None:
         """All of these classes wait for room; how much of it there is may be counted when somebody reads it. `planned`:
         when somebody of a class starts."""
-        self.unread.update((shape, planned.get(shape)) for shape in shapes)
+        asked: dict[Shape, Planned | None] = dict.fromkeys(shapes)
+        asked.update((shape, start) for shape, start in planned.items() if shape in asked)
+        self.unread.update(asked)
         for shape in [shape for shape in self.told if shape in self.unread]:
             del self.told[shape]
 
@@ -87,7 +89,7 @@ class Pass:
         """The only place where a pass changes what people read: at its end."""
         gangs = self.state.gangs
         for shape in (*self.told, *self.unread):
-            for name in [*shape.told_alone] if self._is_told(shape) else ():
+            for name in [*shape.told_alone] if shape.told_alone and self._is_told(shape) else ():
                 if (gang := gangs.get(name)) is not None and gang.shape is shape:
                     gang.own_reason = None
                 del shape.told_alone[name]

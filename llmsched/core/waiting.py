@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from llmsched.core.shapes import Entries, Key, Kin, Shape, kin_key, shape_key
 
@@ -21,16 +21,24 @@ if TYPE_CHECKING:
 Row = TypeVar("Row", tuple[Key, str], tuple[float, str])
 
 
+class Alike(NamedTuple):
+    """Those who need as many GPUs free: kins, by the serial of their first class, and classes with somebody in them."""
+
+    kins: dict[int, Kin]
+    live: dict[int, Shape]
+
+
 class Waiting:
     """All waiting gangs that are not parked."""
 
     def __init__(self, outstanding: Outstanding) -> None:
         self.shapes: dict[Key, Shape] = {}
         self.live: dict[int, Shape] = {}  # those with somebody in them, by serial
-        self.elastic: dict[int, Shape] = {}  # of those, whose size may vary
+        self.elastic: dict[int, Shape] = {}  # of those, whose size may vary,
+        self.lasting: dict[int, Shape] = {}  # and who may not be preempted
         self.kins: dict[int, Kin] = {}  # of these, by the serial of the first class that each ever had
         self.longest: list[tuple[float, int]] = []  # (since when its first one waits, serial) of each, longest first
-        self.by_need: dict[int, dict[int, Kin]] = {}  # and all by the whole GPUs they need free, in thousandths
+        self.by_need: dict[int, Alike] = {}  # and all by the whole GPUs they need free, in thousandths
         self.count = 0
         self.by_queue: dict[str, int] = {}
         self.version = 0
@@ -149,21 +157,26 @@ class Waiting:
         shape.kin.live[shape.serial] = shape
         first = shape.kin.classes[0].serial
         self.kins[first] = shape.kin
-        self.by_need.setdefault(shape.needs_free, {})[first] = shape.kin
+        alike = self.by_need.setdefault(shape.needs_free, Alike({}, {}))
+        alike.kins[first], alike.live[shape.serial] = shape.kin, shape
         if shape.sample.is_elastic():
             self.elastic[shape.serial] = shape
+        if not shape.sample.preemptible:
+            self.lasting[shape.serial] = shape
 
     def _dies(self, shape: Shape) -> None:
         del self.live[shape.serial]
         del shape.kin.live[shape.serial]
         self.elastic.pop(shape.serial, None)
+        self.lasting.pop(shape.serial, None)
+        alike = self.by_need[shape.needs_free]
+        del alike.live[shape.serial]
+        if not alike.live:
+            del self.by_need[shape.needs_free]
         if not shape.kin.live:
             first = shape.kin.classes[0].serial
             del self.kins[first]
-            alike = self.by_need[shape.needs_free]
-            del alike[first]
-            if not alike:
-                del self.by_need[shape.needs_free]
+            del alike.kins[first]
         shape.reason = shape.examined = None
 
     def __contains__(self, gang_id: str) -> bool:

@@ -147,7 +147,7 @@ class World:
         if quantum <= 0:
             return True
         began = self.now // quantum * quantum
-        return any(shape.since[0][0] < began for shape in self.waiting.live.values())
+        return self.waiting.longest[0][0] < began
 
     def may_have_been_cut(self) -> bool:
         """Whether so much was decided at this moment, or the one before, that the ranking may not have got to its end:

@@ -20,6 +20,7 @@ from llmsched.core.scheduler import turn
 from llmsched.core.stages import place, victims
 from llmsched.core.status import Status
 from llmsched.core.workload import Group, Option, Workload
+from llmsched.policies.elasticity import goodput
 from llmsched.policies.registry import load
 
 WAITING = 200
@@ -256,6 +257,25 @@ def test_nor_is_anybody_of_them_asked_for_the_sake_of_what_is_reserved(monkeypat
     assert len({*looked}) <= 3
 
 
+def test_of_those_that_the_same_reservation_keeps_out_one_looks_for_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred of a class did at each end, as another one might run for less: 56 ms with three reservations. Those of
+    which nobody knows how long they run get the same answer; one that ends before the window opens starts."""
+    given = cluster("2 nodes x 4").reserve(20_000.0, 3600.0, "bob", gpus=8)
+    for number in range(8):
+        given.running(f"r{number}", 1)
+    for number in range(WAITING):
+        given.pending(f"w{number}", 1)
+    given.turn()
+    looked = who_looks_for_places(monkeypatch)
+    given.after(1.0)
+    assert given.turn(facts.Finished(given.now, "r0/0", 1, "succeeded")).decisions == []
+    assert len({*looked}) == 1
+    told = [gang.reason.message.code for gang in given.state.gangs.values() if gang.reason is not None]
+    assert told[:100] == ["reservation.no_end"] * 100
+    given.after(1.0).pending("short", 1, estimated_runtime_s=60.0)
+    assert given.turn().decisions == [Launch("short", 1.0)]
+
+
 def one_ends(given: Given) -> None:
     """And who starts in its place runs."""
     gangs = given.state.gangs
@@ -422,3 +442,18 @@ def test_by_rank_what_a_bundle_is_of_those_that_rest_is_asked_a_few_times(monkey
     monkeypatch.setattr(View, "gpus_per_bundle", counted)
     given.after(1.0).turn()
     assert asked[0] <= 2 * WAITING
+
+
+def test_by_rank_the_policy_offers_sizes_to_as_many_alike_as_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To each of thousands that wait, at each tick, however few GPUs there were."""
+    given = waiting_elastic(preemption=PreemptionRules("by_rank", "any"), quantum_s=60.0, order="best_effort")
+    given.turn()
+    made, offer = [0], goodput.Offer
+
+    def counted(*about: Any) -> Any:
+        made[0] += 1
+        return offer(*about)
+
+    monkeypatch.setattr(goodput, "Offer", counted)
+    given.after(1.0).turn()
+    assert 0 < made[0] < WAITING / 2

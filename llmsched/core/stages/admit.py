@@ -208,13 +208,14 @@ class Admission:
                 return reason is not None
             return stamp is not None and self.unasked.is_answered(shape, stamp)
 
-        untold, starts = list[Shape](), self.calendar.starts()
+        untold, starts, told = list[Shape](), self.calendar.starts(), self.this.told
         for shape in needs_more if is_counted else ():
-            examined = shape.examined
+            examined, is_unread = shape.examined, shape.is_unread
             is_known = stamp is not None and examined is not None and examined.room == stamp.room
-            if is_known and examined == stamp and shape.wake_at is None and shape.is_unread and shape not in starts:
+            if is_known and examined == stamp and shape.wake_at is None and is_unread and shape not in starts:
                 continue  # of thousands most have been told so before
-            if (shape in starts and shape.is_unread) or not ((is_known or self.by_rank) and is_told(shape)):
+            is_new = is_unread and (shape in starts or not (is_known or shape in told))
+            if is_new or not ((is_known or self.by_rank) and is_told(shape)):
                 shape.examined, shape.wake_at = stamp, None
                 untold.append(shape)
         self.this.tell_who_ask(untold, starts)
@@ -245,7 +246,7 @@ class Admission:
             line.refuse()
             return False
         self.refused = self.calendar.refused_to_its_like(gang)
-        if self.refused is not None:
+        if self.refused is not None and (self.refused.code == "order" or not self._makes_room()):
             return False
         outer = self.plan.wake_at, self.plan.wake_basis
         self.plan.wake_at = self.plan.wake_basis = None
@@ -316,11 +317,13 @@ class Admission:
         self.unasked.forget_room()
         self.calendar.forget_refusals()
 
+    def _makes_room(self) -> bool:
+        """Whether room may be made for anybody."""
+        leaving = self.state.vacating or self.trial.leaving
+        return bool(leaving or self.unasked.evicts or self.state.elastic or self.scheduling.consolidation)
+
     def _make_room(self, gang: GangState) -> bool:
-        state = self.state
-        leaving = state.vacating or self.trial.leaving
-        is_kept_out = self.refused is not None and self.refused.code == "order"
-        if is_kept_out or not (leaving or self.unasked.evicts or state.elastic or self.scheduling.consolidation):
+        if not self._makes_room() or (self.refused is not None and self.refused.code == "order"):
             return False
         rows = self.calendar.reserved(gang, gang.spec.min_size, self.calendar.longest_grace_s)
         trial = self.this.later().trial if rows else self.trial

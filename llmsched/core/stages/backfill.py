@@ -53,6 +53,14 @@ class _KeptOut(NamedTuple):
     refused: place.Refused
 
 
+class _Outside(NamedTuple):
+    """One that reservations keep out: which, whether it says when it ends, and what it was told."""
+
+    rows: list[Row]
+    has_end: bool
+    refused: place.Refused
+
+
 class Calendar:
     """The planned starts and windows of one pass."""
 
@@ -65,6 +73,7 @@ class Calendar:
         self.kept_out = 0  # how often somebody was kept from places by a planned start
         self._reasons: dict[str, Reason] = {}
         self._refused: dict[int, _KeptOut] = {}  # by class, see `note_refusal`
+        self._outside: dict[int, _Outside] = {}  # the same of reservations
         self._heads: dict[str | None, int] = {}
         self._looks_again: float | None = None
         self._grace_s: float | None = None
@@ -354,17 +363,27 @@ class Calendar:
     def note_refusal(self, gang: GangState, refused: place.Refused | None) -> None:
         """Others of its class need not look for places, where only its run time and its right have decided."""
         spec, shape = gang.spec, gang.shape
-        if shape is None or refused is None or refused.code != "order":
+        if shape is None or refused is None or spec.is_elastic() or spec.kind == "serve" or gang.home:
             return
-        if not (spec.is_elastic() or spec.kind == "serve" or gang.home or self.windows.rows):
+        if refused.code == "reservation":
+            rows = self.reserved(gang, spec.min_size)
+            self._outside[shape.serial] = _Outside(rows, spec.max_runtime_s is not None, refused)
+        elif refused.code == "order" and not self.windows.rows:
             lasts = runtime_s(self.trial.state, gang, spec.min_size)
             self._refused[shape.serial] = _KeptOut(lasts, right(gang), refused)
 
     def refused_to_its_like(self, gang: GangState) -> place.Refused | None:
         """What one of its class was told that would delay a planned start, and so would this one, which takes no less
-        time and has no better right: planned starts have only become more since."""
-        known = self._refused.get(gang.shape.serial) if gang.shape is not None else None
-        if known is None or gang.home or self.is_planned(gang):
+        time and has no better right: planned starts have only become more since. Or what one was told that the same
+        reservations keep out."""
+        if gang.shape is None or gang.home or self.is_planned(gang):
+            return None
+        if (outside := self._outside.get(gang.shape.serial)) is not None:
+            is_like = outside.has_end == (gang.spec.max_runtime_s is not None)
+            if is_like and outside.rows == self.reserved(gang, gang.spec.min_size):
+                return outside.refused
+        known = self._refused.get(gang.shape.serial)
+        if known is None:
             return None
         lasts = runtime_s(self.trial.state, gang, gang.spec.min_size, fastest=True)
         return known.refused if lasts >= known.lasts and right(gang) >= known.right else None
@@ -372,6 +391,7 @@ class Calendar:
     def forget_refusals(self) -> None:
         """Somebody starts or leaves, or quota is kept for somebody."""
         self._refused.clear()
+        self._outside.clear()
 
     def settled(self, gang: GangState) -> None:
         """It starts, or makes room for itself: nothing has to be kept for it any more."""

@@ -100,9 +100,6 @@ class Count:
     @contextmanager
     def kept(self, running: Sequence[GangState], gang: GangState, wishes: list[Wish]) -> Iterator[None]:
         """While it lasts these hold what they have again, as the gang with these wishes sees it."""
-        if not running:
-            yield
-            return
         for flavor, _ in wishes if self.quota.enforced else ():
             self._left_of_own(gang.spec.queue, flavor)  # as it is without them
         for one in running:

@@ -210,12 +210,14 @@ class Line:
         self.left_out: list[Shape] = []
         lines: dict[str, list[Kin]] = {}
         self._free = self._count_free()
+        self._least = -1 if self._by_queue else self._free  # what those of one line need who need least
         for need, alike in waiting.by_need.items():
-            for kin in alike.values():
-                if need > self._free:
-                    self.left_out += kin.live.values()
-                else:
-                    lines.setdefault(kin.classes[0].queue if self._by_queue else "", []).append(kin)
+            if need > self._free:
+                self.left_out += alike.live.values()
+                continue
+            self._least = min(self._least, need)
+            for kin in alike.kins.values():
+                lines.setdefault(kin.classes[0].queue if self._by_queue else "", []).append(kin)
         self._refused_still: list[tuple[str, list[Shape]]] = []
         self.still_refused: list[Shape] = []  # all that were left out for that
         self._is_hopeless = is_hopeless
@@ -265,6 +267,12 @@ class Line:
             self._leave_out(head, all_of_them=True)
             return False
         return True
+
+    def _leave_all_out(self, heads: list[Head]) -> None:
+        """Of the only line, as nobody who is left needs as little as is free."""
+        for head in heads:
+            self.left_out += head.bunch.rest()
+        self._heaps.clear()
 
     def _leave_out(self, head: Head, all_of_them: bool) -> None:
         for shape in head.bunch.classes if all_of_them else [head.shape]:
@@ -387,6 +395,9 @@ class Line:
                 self._refused, self._now = False, rank if self._now is None else max(self._now, rank)
                 yield self._gangs[head.name], head.shape
                 self._free = self._count_free()
+                if self._free < self._least and not self._blocked:
+                    self._leave_all_out([head, *heap])
+                    return
                 goes_on = not self._refused and self._is_of_use(head)
             following = self._next(head) if goes_on else self._next_of_others(head)
             if following is not None:

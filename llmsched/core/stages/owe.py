@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from itertools import islice
 
 from llmsched.core.amounts import flavors_of, least_milli
@@ -99,7 +100,7 @@ def hold(this: Pass, calendar: Calendar) -> None:
     if not rank.is_on(state):
         return
     calendar.promises = [promise for promise in calendar.promises if not promise.evicts]
-    fixed = [shape.sample.priority for shape in state.waiting.live.values() if not shape.sample.preemptible]
+    fixed = [shape.sample.priority for shape in state.waiting.lasting.values()]
     if not fixed:
         return
     names = dict.fromkeys(this.owed)
@@ -137,7 +138,11 @@ class _Chances:
         self.are_doubtful = not self.is_one_line or any(
             group.gpus_milli and not preemptible for (_, _, preemptible), group in state.groups.items()
         )
-        self._most = max((priority for (_, priority, _), group in state.groups.items() if group.gpus_milli), default=0)
+
+    @cached_property
+    def _most(self) -> int:
+        """The highest priority of those that hold GPUs."""
+        return max((priority for (_, priority, _), group in self.state.groups.items() if group.gpus_milli), default=0)
 
     @contextmanager
     def worked_out(self) -> Iterator[_Chances]:

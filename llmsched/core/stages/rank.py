@@ -16,6 +16,7 @@ with its least, after those of fixed size and its own priority.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import nullcontext
 from heapq import heapify, heappop, heappush
 from math import inf
 
@@ -240,11 +241,10 @@ def _pick(
                 return False
             wishes = [] if count.is_used_up() else count.wishes(gang)
             stay = () if gang.is_holding() else [one for one in staying.stay_for(gang) if one.id not in picked]
-            with count.kept(stay, gang, wishes):
-                for wish in wishes:
-                    if takes(gang, *wish):
-                        picked[gang.id] = None
-                        return False
+            with count.kept(stay, gang, wishes) if stay else nullcontext():
+                if any(takes(gang, *wish) for wish in wishes):
+                    picked[gang.id] = None
+                    return False
             return not stay and count.refuses_its_like(gang, wishes)  # else others may take what those have
 
         def owns_too_little(gang: GangState) -> bool:

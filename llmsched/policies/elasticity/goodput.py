@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import NamedTuple
 
 from llmsched.core.policy import CLUSTER_WIDE, GangView, Knobs, View, WorkloadView
@@ -88,7 +89,7 @@ class Goodput:
         least, free, smallest = {row.id: row.least for row in rows}, room, min((row.each for row in rows), default=0)
         chosen = {gang.id: least[gang.id] for gang in gangs}
         if room >= smallest:  # of thousands that cannot even have their least nobody gets more
-            taken, free = take_best(self._offers(rows, view), room)
+            taken, free = take_best(self._offers(rows, view, room), room)
             chosen |= taken
         for left, _, name, has, each, _, curve in rows:
             size = chosen[name]
@@ -151,11 +152,18 @@ class Goodput:
         """What GPUs would earn beyond what each holds in any case: along each hull the gain per GPU only falls."""
         return self._offers(self._ranked(gangs, view), view)
 
-    def _offers(self, rows: Sequence[Row], view: View) -> list[Offer]:
-        cost = view.scheduling.restart_cost_s
+    def _offers(self, rows: Sequence[Row], view: View, room: float = inf) -> list[Offer]:
+        """Nothing for those that come after so many like them that the first of these would have all the room."""
+        cost, asked = view.scheduling.restart_cost_s, dict[tuple[float, float, int], float]()
         count = len(rows)
         found = []
         for rank, (left, gang, name, has, each, least, curve) in enumerate(rows):
+            if not has and not least:
+                like, first = (left, each, id(curve)), curve.hull[0]
+                before = asked.get(like, 0.0)
+                if before > room:
+                    continue
+                asked[like] = before + each * (first.parts[0] if first.parts else first.size)
             weight = ((count - rank) / count) ** RANK
             if not has and left < LONG_S:
                 weight *= (LONG_S / max(left, SHORT_S)) ** TILT
