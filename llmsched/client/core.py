@@ -443,10 +443,13 @@ class AsyncClient(UsageQuestions):
 
     async def _with_workdir(self, spec: Any, base: Path, *, upload: bool, reads: dict[str, list[str]]) -> Any:
         folder = spec.workdir
-        if folder is None or folder.startswith(http_models.WORKDIR_PREFIX):
+        if folder is not None and folder.startswith(http_models.WORKDIR_PREFIX):
             return spec
         from llmsched.client import sources
 
+        if folder is None:
+            await asyncio.to_thread(sources.check_apps, spec, None)
+            return spec
         packed = await asyncio.to_thread(workdir.pack, base / folder)
         reads[spec.name] = await asyncio.to_thread(sources.check, spec, base / folder)
         if upload:

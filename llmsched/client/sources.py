@@ -17,9 +17,8 @@ def check(spec: Any, folder: Path) -> list[str]:
     """What the spec reads of its workdir `folder`, in sentences, where that is worth telling. Raises SpecError for
     relative paths of a training or a batch that lead nowhere in it, for data there that it would be refused for, as far
     as the first rows show it, and for an app or a function that the folder shows not to be there."""
-    wrong, notes = _apps(spec, folder), []
-    if wrong:
-        raise SpecError.of([Problem(spec.name, each, code="unusable_app") for each in wrong])
+    check_apps(spec, folder)
+    notes: list[str] = []
     if isinstance(spec, TrainSpec):
         found = _training(spec.train.dump(), folder)
     elif isinstance(spec, TuneSpec):
@@ -40,12 +39,16 @@ def check(spec: Any, folder: Path) -> list[str]:
     return notes
 
 
-def _apps(spec: Any, folder: Path) -> list[str]:
+def check_apps(spec: Any, folder: Path | None) -> None:
+    """Raises SpecError for an app or a function that the workdir (None: there is none) or our own package shows not to
+    be there, or not to take its arguments."""
+    wrong = []
     if isinstance(spec, ServeSpec) and spec.serve.app is not None:
-        return entries.mistakes(spec.serve.app, "serve.app", folder)
+        wrong = entries.mistakes(spec.serve.app, "serve.app", folder, spec.serve.args.keys())
     if isinstance(spec, BatchSpec) and spec.batch.map is not None:
-        return entries.mistakes(spec.batch.map, "batch.map", folder)
-    return []
+        wrong = entries.mistakes(spec.batch.map, "batch.map", folder, spec.batch.args.keys())
+    if wrong:
+        raise SpecError.of([Problem(spec.name, each, code="unusable_app") for each in wrong])
 
 
 def _served(field: str, source: str, task: str, folder: Path) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, model_validator
 
 from llmsched.core.workload import named_run
-from llmsched.data import tasks
+from llmsched.data import media, tasks
 from llmsched.spec import library_names
 from llmsched.spec.quantities import EntryPoint, Label, Source, Text, parse_run_source
 from llmsched.spec.section import Section, WrongAt
@@ -335,6 +335,8 @@ class TrainSection(Section):
             raise WrongAt('expected at least one data set with "split: train"', "datasets")
         if self.evaluation:
             self._evaluation_fits(self.evaluation)
+        if self.max_length is not None and not {*tasks.KINDS[self.task].roles} - media.ROLES:
+            raise WrongAt(f"counts tokens of texts, and {self.task} reads none; leave it out", "max_length")
         if self.evaluation and self.evaluation.fraction is None and self.evaluation.on not in splits:
             raise WrongAt(f'no data set has "split: {self.evaluation.on}"', "evaluation", "on")
         self._every_split_is_read()

@@ -182,6 +182,8 @@ class TuneSpec(FiniteSpec):
             if path.partition(".")[0] in _FIXED:
                 raise WrongAt("is the same for all trials; no field of a space", *where)
             if not _is_field(path, model):
+                if (whole := _list_in(path)) and _is_field(whole, model):
+                    raise WrongAt(f'names one of a list: vary the whole of it, "{whole}"', *where)
                 near = _nearest(path, model)
                 raise WrongAt("is no field of a trial" + (f'. Did you mean "{near}"?' if near else ""), *where)
             if path.startswith("envs.") and None in domain.extremes():
@@ -363,6 +365,12 @@ def _is_field(path: str, model: type[BaseModel]) -> bool:
         else:
             annotation = Any  # of a mapping
     return True
+
+
+def _list_in(path: str) -> str:
+    """What stands before the number of an element; ""."""
+    keys = path.split(".")
+    return next((".".join(keys[:place]) for place, key in enumerate(keys) if key.isdigit()), "")
 
 
 def _nearest(path: str, model: type[BaseModel]) -> str | None:

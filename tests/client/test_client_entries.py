@@ -65,3 +65,31 @@ def test_what_is_wrong_is_said_with_what_to_do(tmp_path, entry, source, said):
 def test_a_module_of_a_package_is_found(tmp_path):
     with pytest.raises(SpecError, match=r"shop.__init__.py has nothing called"):
         check(tmp_path, "shop:nothing", SOURCE, "shop/__init__.py")
+
+
+def test_a_ready_made_app_and_the_names_of_its_arguments_are_looked_at_without_a_workdir():
+    def said(entry, args):
+        (spec,) = load(f'name: desk\nkind: serve\nserve: {{app: "{entry}", args: {args}}}\n')
+        with pytest.raises(SpecError) as refused:
+            sources.check_apps(spec, None)
+        return str(refused.value)
+
+    assert 'nothing called "Retriver". Did you mean "Retriever"?' in said("workloads.apps.retriever:Retriver", "{}")
+    assert "llmsched has no module workloads.apps.retriver" in said("workloads.apps.retriver:Retriever", "{}")
+    typo = said("workloads.apps.retriever:Retriever", "{documnts: [a]}")
+    assert '"args" has "documnts", which Retriever does not take. Did you mean "documents"?' in typo
+
+
+def test_an_argument_that_a_function_for_rows_does_not_take_is_said(tmp_path):
+    (tmp_path / "mapper.py").write_text("def upper(rows, field): ...\ndef any(rows, **more): ...\n")
+
+    def check_map(name, args):
+        (spec,) = load(
+            f'name: b\nkind: batch\nworkdir: .\nbatch: {{input: {{path: /a}}, map: "mapper:{name}", args: {args}}}\n'
+        )
+        sources.check_apps(spec, tmp_path)
+
+    check_map("upper", "{field: a}")
+    check_map("any", "{nope: 1}")
+    with pytest.raises(SpecError, match='"args" has "nope", which upper does not take. It takes field.'):
+        check_map("upper", "{nope: 1}")

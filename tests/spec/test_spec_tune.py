@@ -72,6 +72,7 @@ REFUSED = [
         ["space: {global_batch_size: {grid: [8, 16]}, micro_batch_size: {grid: [2, 16]}}"],
         "'16' beside '8' of train.global_batch_size does not fit",
     ),
+    (TRAIN, ["space: {train.datasets.0.weight: {grid: [1, 2]}}"], 'vary the whole of it, "train.datasets"'),
 ]
 
 

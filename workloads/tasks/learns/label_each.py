@@ -42,6 +42,8 @@ class Learns(Task):
         path = read[0][0]["path"]
         self.notes += self.labels.take_in(counts, path, read)
         self.new_head = self.labels.is_new
+        if not any(name.startswith(("B-", "I-")) for name in counts):
+            self.notes.append(f"{path}: no tag begins with B- or I-: every tag but O counts as an entity")
 
     def encoded(self, row: reading.Row) -> Iterator[Encoded]:
         text, most = row["text"], self.reader.max_length
