@@ -37,6 +37,7 @@ def _looked(batch: Mapping[str, Any], place: Path, folder: Path | None) -> list[
     """Raises DataError for what the run would be refused for, as far as the first rows show it."""
     given = batch["input"]
     path, encoding, split = given["path"], given.get("encoding"), given.get("split")
+    parts.check_split(place, path, split)
     bad = BadRows(path, given.get("on_bad_row") or "skip")
     first = reading.read(place, path, bad, encoding=encoding, split=split, limit=look_contents.FIRST_ROWS)
     kept = len(first)
@@ -47,11 +48,11 @@ def _looked(batch: Mapping[str, Any], place: Path, folder: Path | None) -> list[
     if not batch.get("map"):
         task = batch.get("task") or "causal-lm"
         columns = questions.columns_of(task, there, given.get("columns") or {}, path)
-        beginning, rate = media.folder_of(place), look_contents.Base(look.place_of(batch["model"], folder), task).rate
+        beginning, base = media.folder_of(place), look_contents.Base(look.place_of(batch["model"], folder), task)
         for row, where in zip(first, first.places, strict=True):
             try:
                 asked = questions.question(row, columns, task)
-                look_contents.check_media(asked, media.beside(beginning, where.file), rate)
+                look_contents.check_media(asked, media.beside(beginning, where.file), base)
             except Unusable as error:
                 bad.add(where, str(error))
                 kept -= 1

@@ -26,6 +26,10 @@ class Base:
         config = _json(place, "config.json")
         heard = _json(place, "preprocessor_config.json").get("sampling_rate")
         self.rate: int | None = heard if type(heard) is int else None
+        filters = config.get("conv_kernel"), config.get("conv_stride")
+        self.least = 1
+        if all(isinstance(each, list) and all(type(one) is int for one in each) for each in filters):
+            self.least = media.least_samples(list(zip(config["conv_kernel"], config["conv_stride"], strict=False)))
         head = KINDS[task].auto.removeprefix("AutoModel")
         names = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
         has_head = any(str(each).endswith(head) for each in config.get("architectures") or ())
@@ -61,7 +65,7 @@ def check(rows: Rows, module: str, base: Base, folder: Path, bad: BadRows) -> Ro
         beside = media.beside(folder, where.file)
         try:
             if number < FIRST_ROWS:
-                check_media(row, beside, base.rate)
+                check_media(row, beside, base)
             made = contents.checked(module, row, rows.class_names)
             if number < FIRST_ROWS and module in ("pixels", "own_loss"):
                 contents.inside(made["label"], media.size_of(media.of_row(row["image"], beside, "image")))
@@ -73,10 +77,10 @@ def check(rows: Rows, module: str, base: Base, folder: Path, bad: BadRows) -> Ro
     return good
 
 
-def check_media(row: Row, folder: Path, rate: int | None) -> None:
+def check_media(row: Row, folder: Path, base: Base) -> None:
     """Of {role: value}, whose paths begin at `folder`. Raises Unusable for what nobody could see or hear."""
     for role in media.ROLES & row.keys():
-        if wrong := media.flaw(media.of_row(row[role], folder, role), role, rate):
+        if wrong := media.flaw(media.of_row(row[role], folder, role), role, base.rate, base.least):
             raise Unusable(wrong)
 
 

@@ -8,7 +8,7 @@ import binascii
 import importlib.util
 import io
 import wave
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +45,23 @@ def of_row(value: Any, folder: Path, role: str) -> Source:
     try:
         return of_text(value)
     except Unusable:
+        if "://" in value[:20]:
+            raise
         what = f"the file {value[:200]!r}, which is not in {folder}" if len(value) < _SHORT else "no base64"
         raise Unusable(f"has as {role} {what}") from None
 
 
-def flaw(source: Source, role: str, rate: int | None) -> str:
+def least_samples(filters: Sequence[tuple[int, int]]) -> int:
+    """How many samples make one place in time for a model that hears by these (size, step), one after the other."""
+    least = 1
+    for size, step in reversed(filters):
+        least = (least - 1) * step + size
+    return least
+
+
+def flaw(source: Source, role: str, rate: int | None, least: int = 1) -> str:
     """What its first bytes show to be wrong, as the end of a sentence; "" for nothing, also where nobody here can tell.
-    `rate`: samples a second that are heard."""
+    `rate`: samples a second that are heard; `least`: so many make the shortest that is."""
     file = source if isinstance(source, Path) else io.BytesIO(source)
     named = f" ({source.name})" if isinstance(source, Path) else ""
     if role == "image":
@@ -70,7 +80,10 @@ def flaw(source: Source, role: str, rate: int | None) -> str:
     samples, given = heard
     if given and rate is not None and given != rate:
         return f"has audio of {given:,} samples a second{named}; this model hears {rate:,}"
-    return "" if samples else f"has audio without a sample{named}"
+    if given and samples < least:
+        few = f"of {samples:,} samples{named}; this model hears nothing below {least:,}"
+        return f"has audio {few if samples else f'without a sample{named}'}"
+    return ""
 
 
 def size_of(source: Source) -> tuple[int, int] | None:
@@ -86,7 +99,7 @@ def size_of(source: Source) -> tuple[int, int] | None:
         return None
 
 
-_BEGINNINGS = (b"RIFF", b"RIFX", b"RF64", b"fLaC", b"OggS", b"ID3", b"FORM", b".snd", b"caff", b"\xff")
+_BEGINNINGS = (b"fLaC", b"OggS", b"ID3", b"FORM", b".snd", b"caff", b"\xff")
 
 
 def _samples_and_rate(source: Source) -> tuple[int, int] | None:
@@ -112,7 +125,8 @@ def _samples_and_rate(source: Source) -> tuple[int, int] | None:
             return 1, 0
         with source.open("rb") as stream:
             first = stream.read(16)
-    return (1, 0) if data is not None or first.startswith(_BEGINNINGS) else None
+    is_wave = first.startswith((b"RIFF", b"RIFX", b"RF64")) and first[8:12] == b"WAVE"
+    return (1, 0) if data is not None or is_wave or first.startswith(_BEGINNINGS) else None
 
 
 def of_text(value: str) -> bytes:

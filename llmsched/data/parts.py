@@ -46,6 +46,12 @@ class Part(NamedTuple):
     rows: int
 
 
+def check_split(place: Path, path: str, split: str | None) -> None:
+    """Raises DataError for a split of what has none: of a folder names say which file is of which."""
+    if split is not None and not place.is_dir():
+        raise DataError(f"data set {path}: split {split!r} is of a folder of several, and this is none; leave it out")
+
+
 def count(place: Path, path: str, *, encoding: str | None = None, split: str | None = None) -> list[File]:
     """The files of `place`, which messages call `path`, in the order of their names. Raises DataError."""
     folder, counted = folder_of(place), []

@@ -224,6 +224,7 @@ def test_the_input_of_a_batch_is_counted_and_what_its_model_cannot_read_is_said(
         ({"path": str(file)}, "no column 'text' for the role 'text'; found: body"),
         ({**here, "on_bad_row": "refuse"}, "row 3 of a.jsonl is not JSON"),
         ({"path": str(tmp_path / "*.csv")}, "no file matches"),
+        ({**here, "split": "test"}, "split 'test' is of a folder of several"),
     ):
         loaded = load_json(batch(input=wrong))
         refusal = asyncio.run(data_files.look(Verdict(), compile_workload(loaded), loaded.dump())).refusal
@@ -251,6 +252,7 @@ def test_a_batch_says_which_images_and_sounds_nobody_could_see_or_hear_as_a_trai
     (note,) = [each for each in look_at_batch(section, tmp_path, is_complete=True)["notes"] if "left out" in each]
     assert "3 of 4 rows left out: row 2 of sub/a.jsonl has an image that cannot be read (none.png)" in note
     assert f"row 3 of sub/a.jsonl has as image the file 'away.png', which is not in {below}" in note
+    assert "row 4 of sub/a.jsonl has an address, and nothing is fetched" in note
     section["input"] = {"path": "data", "on_bad_row": "refuse"}
     (error,) = look_at_batch(section, tmp_path, is_complete=True)["errors"]
     assert error.startswith("batch.input: data set data: row 2 of sub/a.jsonl has an image that cannot be read")
@@ -324,15 +326,31 @@ def test_labels_are_looked_at_in_all_rows_where_these_are_few(tmp_path: Path) ->
 
 
 def test_audio_that_is_none_or_holds_no_sample_is_said_before_anything_runs(tmp_path: Path) -> None:
-    (tmp_path / "x.wav").write_bytes(b"no audio at all, just words")
-    assert "row 1 of a.jsonl has audio that cannot be read (x.wav)" in said_of(
-        tmp_path, [{"audio": "x.wav", "label": "a"}], "audio-classification"
-    )
+    for none in (b"no audio at all, just words", b"RIFFnope"):
+        (tmp_path / "x.wav").write_bytes(none)
+        assert "row 1 of a.jsonl has audio that cannot be read (x.wav)" in said_of(
+            tmp_path, [{"audio": "x.wav", "label": "a"}], "audio-classification"
+        )
     with wave.open(str(tmp_path / "x.wav"), "wb") as file:
         file.setparams((1, 2, 8000, 0, "NONE", ""))
     assert "row 1 of a.jsonl has audio without a sample (x.wav)" in said_of(
         tmp_path, [{"audio": "x.wav", "label": "a"}], "audio-classification"
     )
+
+
+def test_audio_below_the_first_filter_of_the_model_is_said_before_anything_runs(tmp_path: Path) -> None:
+    """Before, it broke the first step, in the words of the library and without a row."""
+    with wave.open(str(tmp_path / "x.wav"), "wb") as file:
+        file.setparams((1, 2, 16000, 0, "NONE", ""))
+        file.writeframes(bytes(2 * 23))
+    rows = [{"audio": "x.wav", "label": label} for label in "ab"]
+    for filters, words in (
+        (([8, 4], [4, 4]), ""),
+        (([8, 5], [4, 4]), "23 samples (x.wav); this model hears nothing below 24"),
+    ):
+        base = base_in(tmp_path, config={"conv_kernel": filters[0], "conv_stride": filters[1]})
+        said = said_of(tmp_path, rows, "audio-classification", base_model=base)
+        assert words in said and bool(words) == bool(said)
 
 
 def test_speech_in_letters_that_the_model_does_not_write_is_said_with_its_alphabet(tmp_path: Path) -> None:

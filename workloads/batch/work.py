@@ -14,7 +14,7 @@ from typing import Any
 
 from llmsched.data import questions, reading
 from llmsched.data.media import beside, folder_of
-from llmsched.data.parts import Part, Reader, count, named_in
+from llmsched.data.parts import Part, Reader, check_split, count, named_in
 from llmsched.data.rows import Bad, BadRows, DataError, Row
 from llmsched.runtime import artifact
 from llmsched.runtime.storage import Storage
@@ -169,6 +169,7 @@ def _plan(order: Mapping[str, Any]) -> Plan:
     path, encoding, split = given["path"], given.get("encoding"), given.get("split")
     workers = order["spec"].get("workers") or {"max": 1}
     try:
+        check_split(place, path, split)
         files = count(place, path, encoding=encoding, split=split)
         columns: dict[str, str] = {}
         first = reading.read(place, path, BadRows(path, "skip"), encoding=encoding, split=split, limit=LOOKED_AT)

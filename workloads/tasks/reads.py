@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from llmsched.data.media import least_samples
 from llmsched.data.messages import Unusable, plain_text
 from workloads import context_length
 from workloads.adapters import json_in
@@ -257,9 +258,7 @@ class Audio(Reader):
 
     def _heard(self, source: Any) -> Any:
         """Samples, as many as the model's filters need for one place in time. Raises Unusable."""
-        samples, least = media.audio(source, self.processor.sampling_rate), 1
-        for kernel, stride in reversed(self._steps):
-            least = (least - 1) * stride + kernel
+        samples, least = media.audio(source, self.processor.sampling_rate), least_samples(self._steps)
         if len(samples) < least:
             named = f" ({source.name})" if isinstance(source, Path) else ""
             raise Unusable(f"is audio of {len(samples):,} samples{named}; this model hears nothing below {least:,}")
