@@ -31,10 +31,14 @@ def need_by_row(trial: Trial, spec: Workload, placement: Placement) -> dict[str,
 
 def is_inside(trial: Trial, spec: Workload, size: int, option: int) -> bool:
     """Whether its queue owns all that it would then hold. What is kept for whoever waits in that queue is there."""
-    quota, flavor = trial.state.quota, flavor_of(spec, option)
-    branch = quota.branch(spec.queue, flavor)
-    kept = trial.held_quota.get((spec.queue, quota.row_of(spec.queue, flavor)), 0)
-    return branch is not None and branch.used - kept + need_milli(spec, size, option) <= branch.subtree
+    quota, need = trial.state.quota, need_milli(spec, size, option)
+
+    def owns(flavor: str | None) -> bool:
+        branch = quota.branch(spec.queue, flavor)
+        kept = trial.held_quota.get((spec.queue, quota.row_of(spec.queue, flavor)), 0)
+        return branch is not None and branch.used - kept + need <= branch.subtree
+
+    return any(owns(flavor) for flavor in quota.flavors_for(spec.queue, flavor_of(spec, option)))
 
 
 class Owners:
@@ -55,21 +59,28 @@ class Owners:
         if self.allow(spec):
             return False
         quota = self._trial.state.quota
-        for option in options_of(spec):
-            flavor = flavor_of(spec, option)
+        asked = [
+            (flavor, need_milli(spec, spec.min_size, option))
+            for option in options_of(spec)
+            for flavor in quota.flavors_for(spec.queue, flavor_of(spec, option))
+        ]
+        for flavor, need in asked:
             row = quota.row_of(spec.queue, flavor)
             if (spec.queue, row) not in self._left:
                 own = self._of_endpoints(spec.queue).get(row, 0)
                 self._left[spec.queue, row] = quota.left_by_owners(spec.queue, flavor, own)
-            if self._left[spec.queue, row] >= need_milli(spec, spec.min_size, option):
+            if self._left[spec.queue, row] >= need:
                 return False
         return True
 
     def _own(self, spec: Workload, option: int) -> bool:
-        quota, flavor = self._trial.state.quota, flavor_of(spec, option)
-        branch = quota.branch(spec.queue, flavor)
-        own = self._of_endpoints(spec.queue).get(quota.row_of(spec.queue, flavor), 0)
-        return branch is not None and need_milli(spec, spec.min_size, option) + own <= branch.subtree
+        quota, need = self._trial.state.quota, need_milli(spec, spec.min_size, option)
+        for flavor in quota.flavors_for(spec.queue, flavor_of(spec, option)):
+            branch = quota.branch(spec.queue, flavor)
+            served = self._of_endpoints(spec.queue).get(quota.row_of(spec.queue, flavor), 0)
+            if branch is not None and need + served <= branch.subtree:
+                return True
+        return False
 
     def _of_endpoints(self, queue: str) -> dict[str, int]:
         if self._served is None:

@@ -121,6 +121,7 @@ class QuotaTree:
         self.enforced = any(queue.quotas for queue in configuration.queues)
         self.queues = {queue.name: queue for queue in configuration.queues}
         self.rows: dict[str, dict[str, Branch]] = {}
+        self._flavors = [flavor or None for flavor in cluster]
         self._branch_of: dict[tuple[str, str | None], Branch | None] = {}
         self._row_of: dict[tuple[str, str], str] = {}
         every = [quotas for queue in configuration.queues for quotas in queue.quotas]
@@ -195,6 +196,14 @@ class QuotaTree:
         if key not in self._branch_of:
             self._branch_of[key] = self.rows[self.row_of(queue, flavor)].get("queue:" + queue)
         return self._branch_of[key]
+
+    def flavors_for(self, queue: str, flavor: str | None) -> tuple[str | None, ...]:
+        """What a request for a flavor (None: any) may be charged as: one flavor for each row, or None where all of them
+        have one row together."""
+        if flavor is not None or not self._flavors:
+            return (flavor,)
+        by_row = {self.row_of(queue, each): each for each in self._flavors}
+        return (None,) if [*by_row] == ["*"] and len(self._flavors) > 1 else tuple(by_row.values())
 
     def charge(self, queue: str, flavor: str | None, amount: int) -> None:
         found = self.branch(queue, flavor)

@@ -299,10 +299,10 @@ class Rules:
         return own is not None and own.used + self._need().gpus_milli - released <= own.subtree
 
     def _own(self) -> Branch | None:
-        flavor = flavor_of(self.gang.spec, self.option)
-        if flavor is None and len(self.state.capacity.by_flavor) == 1:
-            flavor = next(iter(self.state.capacity.by_flavor))
-        return self.state.quota.branch(self.gang.spec.queue, flavor)
+        quota, queue = self.state.quota, self.gang.spec.queue
+        flavors = quota.flavors_for(queue, flavor_of(self.gang.spec, self.option))
+        branches = [branch for each in flavors if (branch := quota.branch(queue, each)) is not None]
+        return max(branches, key=lambda branch: branch.subtree - branch.used, default=None)
 
     def _covered_depth(self, own: Branch, flavor: str | None) -> int:
         """Depth of the lowest branch above (or at) the queue whose own quota covers what the gang needs; -1: none. What

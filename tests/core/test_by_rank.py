@@ -347,6 +347,30 @@ def test_an_owner_that_fits_by_number_and_on_no_node_takes_its_own_back_at_the_n
     assert given.turn().decisions == [Preempt("other", "in_queue_rank"), Nominate("owner", 4)]
 
 
+@pytest.mark.parametrize("rule", ["by_rank", "lower_priority", "never"])
+@pytest.mark.parametrize("named", ["A", None])
+def test_an_owner_takes_its_own_back_whether_it_names_the_flavor_or_not(rule: str, named: str | None) -> None:
+    """Quota is of flavors, and one that names none had nowhere any of its own to be counted by."""
+    given = cluster("1 node x 4 A, 1 node x 4 B").policies(ordering="priority").rules(rule, "any")
+    given.queues.append(Queue("owns", cohort="all", quotas=(("A", Quota(4000)), ("B", Quota(0)))))
+    given.queues.append(Queue("borrows", cohort="all", quotas=(("A", Quota(0)), ("B", Quota(4000)))))
+    given.scheduling(quantum_s=60.0 if rule == "by_rank" else 0.0)
+    given.running("other", 4, queue="borrows", flavor="A").running("own", 4, queue="borrows", flavor="B")
+    given.pending("owner", 4, queue="owns", flavor=named).after(130.0)
+    assert [type(each).__name__ + " " + each.name for each in given.turn().decisions] == [
+        "Preempt other",
+        "Nominate owner",
+    ]
+
+
+def test_one_that_names_no_flavor_is_told_what_is_nearest_to_a_start() -> None:
+    """It was told that its queue may never have as many, which is so of the flavor that was looked at last."""
+    given = cluster("1 node x 8 B, 1 node x 2 A").rules()
+    given.queues.append(Queue("q", cohort="all", quotas=(("A", Quota(2000)), ("B", Quota(8000)))))
+    given.running("other", 4, queue="q", flavor="B").pending("waits", 5, queue="q", flavor=None)
+    assert given.turn().code("waits") == "quota"
+
+
 def test_who_has_waited_long_and_would_borrow_takes_nothing_that_another_queue_owns() -> None:
     """What it would borrow counted as if the owner held nothing, and the owner left for it."""
     given = cluster("1 node x 4").policies(ordering="priority", elasticity="even").rules("by_rank", "any")

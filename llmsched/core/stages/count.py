@@ -46,13 +46,16 @@ class Count:
         return [held, *((held[0], size * each) for size in smaller)]
 
     def _asked(self, spec: Workload) -> list[Wish]:
-        found = []
-        flavors = self.room.all.by_flavor
+        """Who names no flavor has all of one if it can, as quota is of flavors, else some of each."""
+        found: list[Wish] = []
+        flavors, quota = self.room.all.by_flavor, self.quota
         for option in options_of(spec):
-            flavor = flavor_of(spec, option)
+            flavor, need = flavor_of(spec, option), need_milli(spec, spec.min_size, option)
             if flavor is None and len(flavors) == 1:
                 flavor = next(iter(flavors))
-            found.append((flavor, need_milli(spec, spec.min_size, option)))
+            if flavor is None and quota.enforced and quota.flavors_for(spec.queue, None) != (None,):
+                found += [(each, need) for each in flavors]
+            found.append((flavor, need))
         return found
 
     def has_no_room(self, spec: Workload) -> bool:

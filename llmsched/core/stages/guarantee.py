@@ -22,7 +22,8 @@ def is_kept(this: Pass) -> bool:
 def has_idle(this: Pass, spec: Workload) -> bool:
     """Whether there is any of its queue, of what it asks for, that could be kept for one that waits."""
     quota = this.state.quota
-    branches = (quota.branch(spec.queue, flavor_of(spec, option)) for option in options_of(spec))
+    asked = (flavor_of(spec, option) for option in options_of(spec))
+    branches = (quota.branch(spec.queue, each) for flavor in asked for each in quota.flavors_for(spec.queue, flavor))
     return any(branch is not None and branch.used < branch.subtree for branch in branches)
 
 
@@ -32,12 +33,12 @@ def keep(this: Pass, gang: GangState, shape: Shape) -> bool:
     if not is_kept(this) or rules_of(state, spec.queue).reclaim == "any":
         return False
     for option in able_options(state, shape):
-        flavor = flavor_of(spec, option)
-        branch = state.quota.branch(spec.queue, flavor)
-        if branch is None:
-            continue
-        idle = min(branch.subtree - branch.used, need_milli(spec, spec.min_size, option))
-        if idle > 0:
-            this.trial.hold_quota(spec.queue, flavor, idle)
-            return True
+        for flavor in state.quota.flavors_for(spec.queue, flavor_of(spec, option)):
+            branch = state.quota.branch(spec.queue, flavor)
+            if branch is None:
+                continue
+            idle = min(branch.subtree - branch.used, need_milli(spec, spec.min_size, option))
+            if idle > 0:
+                this.trial.hold_quota(spec.queue, flavor, idle)
+                return True
     return False

@@ -373,8 +373,9 @@ class Line:
         sample = head.shape.sample
         flavor = flavor_of(sample, 0)
         if self._shares is None:  # inside its own quota before those that would borrow
-            branch = self._quota.branch(sample.queue, flavor)
-            borrows = branch is None or branch.used + need_milli(sample, sample.min_size, 0) > branch.subtree
+            of_any = (self._quota.branch(sample.queue, each) for each in self._quota.flavors_for(sample.queue, flavor))
+            left = max((branch.subtree - branch.used for branch in of_any if branch is not None), default=-1)
+            borrows = need_milli(sample, sample.min_size, 0) > left
             return ((float(borrows),), 0.0, head.key, head.serial)
         need = need_of(sample, sample.min_size)
         standing = self._shares.standing(sample.queue, flavor, need)

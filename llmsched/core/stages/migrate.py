@@ -119,7 +119,8 @@ class Moves:
             spec, turn = shape.sample, self._turn(state.gangs[shape.entries[0][1]])
             for option in able_options(state, shape):
                 flavor, need = flavor_of(spec, option), need_milli(spec, spec.min_size, option)
-                if need and place.quota_refusal(trial, spec, flavor, need) is None:
+                may_have = state.quota.flavors_for(spec.queue, flavor) if need else ()
+                if any(place.quota_refusal(trial, spec, each, need) is None for each in may_have):
                     for each in (flavor,) if flavor is not None else flavors:
                         found[each] = min(found.get(each, turn), turn)
         return {flavor: turn for flavor, turn in found.items() if flavor in flavors}

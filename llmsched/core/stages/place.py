@@ -139,9 +139,11 @@ def quota_refusal(trial: Trial, spec: Workload, flavor: str | None, need: int) -
 
 def lacks_quota(trial: Trial, spec: Workload, options: Iterable[int]) -> bool:
     """Whether quota keeps it out at its smallest size with each of these options."""
+    flavors_for = trial.state.quota.flavors_for
     return all(
-        quota_refusal(trial, spec, flavor_of(spec, option), need_milli(spec, spec.min_size, option))
+        quota_refusal(trial, spec, flavor, need_milli(spec, spec.min_size, option))
         for option in options
+        for flavor in flavors_for(spec.queue, flavor_of(spec, option))
     )
 
 
@@ -188,7 +190,7 @@ class Search:
         if flavor is not None or len(capacity.by_flavor) <= 1 or not need:
             only_flavor = flavor if flavor is not None else next(iter(capacity.by_flavor), None)
             return quota_refusal(trial, spec, only_flavor, need) or self._charged(self._in_domains(mask))
-        found: Placement | Refused = NO_ROOM  # any flavor will do: one for the whole gang if possible, else a mix
+        refused: Refused | None = None  # any flavor will do: one for the whole gang if possible, else a mix
         several, least = 0, first.resources.gpus_milli
         for name, of_flavor in capacity.by_flavor.items():
             if quota_refusal(trial, spec, name, least) is None:
@@ -198,10 +200,14 @@ class Search:
             found = quota_refusal(trial, spec, name, need) or self._charged(self._in_domains(mask & of_flavor))
             if not isinstance(found, Refused):
                 return found
+            refused = found if refused is None or _rank(found) > _rank(refused) else refused
         if several:
             mixed = self._in_domains(mask & several)
             found = mixed if isinstance(mixed, Refused) else over_quota(trial, spec, mixed) or mixed
-        return found
+            if isinstance(found, Refused) and refused is not None and _rank(refused) > _rank(found):
+                return refused
+            return found
+        return refused or NO_ROOM
 
     def _charged(self, found: Placement | Refused) -> Placement | Refused:
         """What was found where other groups than the first may lie on other flavors, if quota has that too."""

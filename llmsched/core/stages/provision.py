@@ -129,10 +129,12 @@ class Demand:
         """Find room for all of it on what is free, has been asked for, or could be."""
         spec = gang.spec
         for option in range(max(len(group.options) for group in spec.groups)):
-            flavor = flavor_of(spec, option)
-            milli = need_milli(spec, spec.min_size, option)
-            if quota_refusal(self.trial, spec, flavor, milli) is not None:
+            milli, quota = need_milli(spec, spec.min_size, option), self.trial.state.quota
+            flavors = quota.flavors_for(spec.queue, flavor_of(spec, option))
+            may_have = [each for each in flavors if quota_refusal(self.trial, spec, each, milli) is None]
+            if not may_have:
                 continue
+            flavor = may_have[0]
             first, before = len(undo), (dict(self.wanted), len(self.new), dict(self.used))
             if all(self._bundles(spec, number, option, undo) for number in range(len(spec.groups))):
                 if self.trial.state.quota.enforced:
