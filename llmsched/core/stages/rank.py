@@ -8,9 +8,11 @@ GPUs all the same when, in the end, nobody better fits on them: nobody is evicte
 Nobody starves, whatever the policy: who has waited long and is owed a start (lane.py) comes before everybody else of
 its priority, the one that is due first before the others, and stays so until it has run for as long as it is owed.
 
-Elastic gangs are not ranked: the elasticity policy has said what each should hold, and 0 means nothing for now. Two
-things come before that: who is owed a start, and who has a higher priority than work of fixed size that runs, is ranked
-with its least, after those of fixed size and its own priority.
+Elastic gangs that wait are not ranked: the elasticity policy has said what each should hold, and 0 means nothing for
+now. Three come before that: who is owed a start, who has a higher priority than work of fixed size that runs, and whose
+queue owns what another one borrows is ranked with its least, after those of fixed size and its own priority. One that
+runs and has a share is ranked with that, or as much of it as there is, behind who is owed a start and before all others
+of its priority.
 """
 
 from __future__ import annotations
