@@ -100,7 +100,8 @@ def test_a_ray_program_has_a_ray_of_its_own_whose_nodes_come_and_go_while_it_run
     assert ended.outcome == "succeeded", ended.message
     said = [line for line in lab.read("own/0/1/logs/0.log").splitlines() if "INFO" not in line]
     lines = ["first line", "has CPU 1 GPU 1", "sees 0 named actors", "task imported mine 0"]
-    assert said[:4] == lines and said[-3:] == ["nodes 1", "nodes 2", "nodes 1"]
+    assert said[:4] == lines
+    assert [line for line in said if line.startswith("nodes")] == ["nodes 1", "nodes 2", "nodes 1"]
     left: list[str] = []
 
     def all_ended():

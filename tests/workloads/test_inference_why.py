@@ -18,8 +18,18 @@ TEXT = "good good good good film"
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("why")
-    tiny.in_worker(tiny_tasks.make, str(folder), sorted({"regress", *(task for task, _, _ in REFUSED)}))
+    refused = sorted({task for task, _, _ in REFUSED})
+    tiny.in_worker(tiny_tasks.make, str(folder), sorted({"regress", *refused}))
+    tiny.in_worker(heads, [(str(folder / task / "model"), task) for task in refused])
     return folder
+
+
+def heads(rank: int, size: int, models: list[tuple[str, str]]) -> None:
+    """They are served as what was fine-tuned from a base, so they have a head, though it has learnt nothing."""
+    from workloads.tasks.table import model_class
+
+    for folder, task in models:
+        model_class(task).from_pretrained(folder).save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
