@@ -1,4 +1,4 @@
-"""Three applications of examples/apps on real Ray, shortened, as a user runs them. What `--short` leaves out stands in
+"""Two applications of examples/apps on real Ray, shortened, as a user runs them. What `--short` leaves out stands in
 their expect.yaml."""
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.ray
 RUN = Path(__file__).resolve().parents[2] / "examples" / "apps" / "run.py"
 
 
-@pytest.mark.parametrize("name", ["customer_service", "finance", "medical"])
+@pytest.mark.parametrize("name", ["finance", "medical"])
 def test_an_application_shortened_holds_its_numbers_and_shows_what_it_is_to_show(name: str) -> None:
     done = subprocess.run([sys.executable, RUN, name, "--short", "--json"], capture_output=True, text=True, timeout=590)
     rows = json.loads(done.stdout)
