@@ -25,9 +25,11 @@ from typing import Any
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "14_search"
 BIN = Path(sys.executable).parent
+WITHIN_S = 1800.0  # what is waited for at most, each time
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # it takes its cluster down
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", type=int, default=200)
     parser.add_argument("--gpus", type=int, default=16)
@@ -273,7 +275,9 @@ def tuner(asked: argparse.Namespace) -> dict[str, Any]:
 
 
 def _until(there: Any) -> None:
+    end = time.monotonic() + WITHIN_S
     while not there():
+        assert time.monotonic() < end, "nothing more ended"
         time.sleep(0.5)
 
 
