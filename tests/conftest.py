@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from inspect import unwrap
 from pathlib import Path
 
 # Ray starts one by itself for whoever calls it unconnected, and ends that process with its own: a test's thread that
 # outlives its test once ended the tests so. Ray reads this when it is imported; what tests start must not see it.
 os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
+import httpx  # noqa: E402
 import pytest  # noqa: E402
 import ray  # noqa: E402, F401
 from hypothesis import HealthCheck, settings  # noqa: E402
@@ -20,6 +22,12 @@ settings.register_profile(
     "suite", derandomize="EXAMPLES" not in os.environ, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("suite")
+
+# httpx gives up after five seconds where nothing else is said. A busy machine answers later, and hardly a test is about
+# that: one that read ten pages failed once in some hundred runs.
+ASKS = (httpx.Client.__init__, httpx.AsyncClient.__init__, httpx.request, httpx.stream, httpx.get, httpx.post, httpx.put)
+for asks in ASKS:
+    unwrap(asks).__kwdefaults__["timeout"] = httpx.Timeout(60)
 
 # Files of tests on real Ray, in the order in which they begin: long ones first, so that short ones even out the end.
 # Those of one name share a cluster, and run one after the other in this order, as each finds what the one before left.
