@@ -25,8 +25,8 @@ settings.load_profile("suite")
 
 # httpx gives up after five seconds where nothing else is said. A busy machine answers later, and hardly a test is about
 # that: one that read ten pages failed once in some hundred runs.
-ASKS = (httpx.Client.__init__, httpx.AsyncClient.__init__, httpx.request, httpx.stream, httpx.get, httpx.post, httpx.put)
-for asks in ASKS:
+PLAIN = (httpx.request, httpx.stream, httpx.get, httpx.post, httpx.put)
+for asks in (httpx.Client.__init__, httpx.AsyncClient.__init__, *PLAIN):
     unwrap(asks).__kwdefaults__["timeout"] = httpx.Timeout(60)
 
 # Files of tests on real Ray, in the order in which they begin: long ones first, so that short ones even out the end.
