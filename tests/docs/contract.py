@@ -13,6 +13,7 @@ from fastapi.routing import APIRoute, APIWebSocketRoute
 
 from llmsched import errors
 from llmsched.api import app
+from llmsched.gateway import refusals
 
 ROOT = Path(__file__).resolve().parents[2]
 API = ROOT / "llmsched" / "api" / "README.md"
@@ -107,6 +108,23 @@ class Code(NamedTuple):
     name: str
     status: int | None  # None: decided elsewhere
     file: str
+
+
+ENDPOINT = ("llmsched/gateway", "llmsched/data/parameters.py", "workloads/inference", "workloads/apps")
+
+
+def endpoint_codes() -> set[str]:
+    """Of every error that an endpoint answers: of the gateway, its proxies, and replicas."""
+    found = set(refusals.OF_CONNECTIONS)
+    for part in map(ROOT.joinpath, ENDPOINT):
+        for file in [part] if part.is_file() else part.rglob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text())):
+                given = [each for each, _ in _codes_at(node)]
+                if isinstance(node, ast.FunctionDef):  # what a code is where none is given
+                    pairs = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
+                    given += [default for each, default in pairs if each.arg == "code" and default is not None]
+                found |= {each.value for each in given if isinstance(each, ast.Constant) and each.value is not None}
+    return found
 
 
 def error_codes(parts: Iterable[str]) -> Iterator[Code]:

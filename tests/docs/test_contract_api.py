@@ -229,6 +229,10 @@ def test_every_error_code_is_on_the_page_with_its_status() -> None:
     same("Codes of client and command line", own, "the error code")
 
 
+def test_every_code_of_an_endpoint_is_on_the_page() -> None:
+    same("Codes of the endpoint", contract.endpoint_codes(), "the error code")
+
+
 def test_what_the_route_table_says_of_needs_and_models_is_so() -> None:
     for line in contract.rows(contract.API, "Routes"):
         method, path = line[0].strip("`").split(" ")
