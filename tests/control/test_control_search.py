@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+from functools import partial
 
 import pytest
 from control_harness import ANN, Script, controlling, fake_cluster, kinds, phase, until
@@ -14,7 +15,9 @@ from llmsched.control import trials as of_search
 from llmsched.control.authorization import KnownNames, Permissions, Person
 from llmsched.errors import RequestError
 from llmsched.executors.fake import NodeKind
-from llmsched.runtime.storage import describe
+from llmsched.executors.port import Ended, Progress
+from llmsched.runtime import rungs
+from llmsched.runtime.storage import Storage, describe
 from llmsched.spec.load import load_json
 from llmsched.store.memory import MemoryStore
 
@@ -36,6 +39,12 @@ def by_rate(order):
 
 def trials(controller):
     return {name: one for name, one in controller.state.workloads.items() if one.workload.parent}
+
+
+def table(controller):
+    state = controller.state
+    names = KnownNames(state, Permissions(Person(ANN), state.configuration), "sweep")
+    return of_search.table(state, state.workloads["sweep"], lambda _: {}, names)
 
 
 async def ended(controller, members, outcome="succeeded"):
@@ -187,11 +196,77 @@ def test_the_worst_of_a_population_goes_on_from_the_best_ones_checkpoint(tmp_pat
             assert heirs and set(heirs.values()) <= set(begun) and not {"sweep.t1", "sweep.t2"} & set(heirs)
             stopped = [name for name in trials(controller) if phase(controller, name) == "cancelled"]
             assert len(stopped) == len(heirs) == len(trials(controller)) - len(GRID)
-            state = controller.state
-            names = KnownNames(state, Permissions(Person(ANN), state.configuration), "sweep")
-            shown = of_search.table(state, state.workloads["sweep"], lambda _: {}, names).trials
+            shown = table(controller).trials
             donors = {f"sweep.{one.name}": f"sweep.{one.goes_on_from}" for one in shown if one.goes_on_at == 5}
             assert donors == heirs, "best says from whom"
+
+    asyncio.run(story())
+
+
+class Climbers:
+    """Trials of 27 steps that wait at the rungs of ASHA as real ones do, and end with their rate as loss."""
+
+    def __init__(self, cluster, folder):
+        self.cluster, self.store, self.climbing = cluster, Storage.at(folder), []
+
+    def script(self, order):
+        self.climbing.append(asyncio.create_task(self.climb(order)))
+        return Script(runs_for_s=None)
+
+    async def climb(self, order):
+        await until(lambda: self.cluster.attempts[order.name].running)
+        attempt, rate = self.cluster.attempts[order.name], order.spec["train"]["config"]["lr"]
+        for step in range(1, 28):
+            waits = True
+            while waits:  # what it reports can be read for as long as it runs, also after nobody was there to read it
+                told = {"step": step, "total_steps": 27, "loss": rate * (1 + 1 / step)}
+                self.cluster.say(Progress(order.gang, order.attempt, told))
+                await asyncio.sleep(0.002)
+                if attempt.told.is_set():
+                    return
+                at = rungs.read(self.store, order.gang)
+                waits = at.reached(step) > at.passed
+        artifact = f"/storage/{order.gang}/artifact"
+        self.cluster._end(
+            attempt, Ended(order.gang, order.attempt, "succeeded", artifact=artifact, metrics={"loss": rate})
+        )
+
+
+@pytest.mark.parametrize("takes_its_search", [False, True], ids=["controller", "and search"])
+def test_a_controller_that_ends_in_the_middle_changes_neither_the_trials_of_asha_nor_its_result(
+    tmp_path, monkeypatch, takes_its_search
+):
+    rates = [0.5, 0.9, 0.21, 0.24, 0.42, 0.43, 0.05, 0.53, 0.3]
+
+    def over(controller):
+        return sum(bool(one.outcome) for one in trials(controller).values())
+
+    async def story():
+        cluster, store = fake_cluster(), MemoryStore()
+        climbers = Climbers(cluster, tmp_path)
+        members = Members(cluster, tmp_path, climbers.script, monkeypatch)
+        args = {"max_t": 27, "grace_period": 1, "reduction_factor": 3}
+        asha = {"scheduler": "asha", "scheduler_args": args}
+        async with controlling(cluster, store) as controller:
+            await controller.submit([search({"lr": {"grid": rates}}, tune=asha)], user=ANN)
+            await until(lambda: trials(controller))
+        for count in (0, 1, 3, 5, 7):  # trials that have ended when a controller does
+            async with controlling(cluster, store) as controller:
+                await until(partial(lambda one, count: over(one) >= count, controller, count))
+            if takes_its_search and count in (1, 5):
+                cluster.kill(next(name for name in cluster.running() if "/sweep/" in name))
+        async with controlling(cluster, store) as controller:
+            assert not controller.state.workloads["sweep"].outcome, "it ended in the middle"
+            record = await ended(controller, members)
+            assert record.metrics == {"loss": 0.05} and record.artifact == "/storage/sweep.t7/0/artifact"
+            assert {one.name: one.values for one in table(controller).trials} == {
+                f"t{number}": {"train.config.lr": rate} for number, rate in enumerate(rates, 1)
+            }
+            begun = [name for name in cluster.launched if "sweep.t" in name]
+            assert len(begun) == len(set(begun)) == len(rates), "each began once"
+            outcomes = [one.outcome for one in trials(controller).values()]
+            assert outcomes.count("cancelled") >= 4 and set(outcomes) == {"cancelled", "succeeded"}
+        await asyncio.gather(*climbers.climbing)
 
     asyncio.run(story())
 

@@ -142,6 +142,38 @@ def test_nobody_waits_at_a_rung_for_a_trial_that_does_not_run() -> None:
     assert [(one.number, verdict.passes) for one, verdict in halving.decided([first, preempted])] == [(1, 1)]
 
 
+def verdicts_of(halving: Halving, losses: dict[int, float]) -> dict[int, bool]:
+    """Who goes on of trials that come to the first rung together."""
+    trials = [Trial(number, {}, "running", furthest=1.0) for number in losses]
+    for trial in trials:
+        halving.add(trial)
+        halving.reported(trial, 1, losses[trial.number])
+    return {one.number: verdict.passes == 1 for one, verdict in halving.decided(trials)}
+
+
+def test_of_those_that_come_to_a_rung_together_the_best_part_goes_on_and_not_the_best_alone() -> None:
+    """The second of these four ended best, and was stopped at its first rung: Ray Tune's rule compares each with those
+    before it alone, and was told of the best first."""
+    halving = schedulers.scheduler(tune(scheduler="asha", scheduler_args=ARGS))
+    assert isinstance(halving, Halving)
+    assert verdicts_of(halving, {1: 0.51, 2: 1e9, 3: 0.21, 4: 0.24}) == {1: False, 2: False, 3: True, 4: True}
+    assert verdicts_of(halving, {5: 0.42, 6: 0.43, 7: 0.51, 8: 0.53}) == {5: True, 6: False, 7: False, 8: False}
+    assert verdicts_of(halving, {9: float("nan")}) == {9: False}
+
+
+def test_a_search_that_begins_again_compares_with_those_that_have_ended_too() -> None:
+    """Before, it forgot them: whoever came next went on."""
+    halving = schedulers.scheduler(tune(scheduler="asha", scheduler_args=ARGS))
+    assert isinstance(halving, Halving)
+    for number in range(1, 7):
+        trial = Trial(number, {}, "cancelled" if number > 2 else "succeeded")
+        halving.add(trial)
+        for step in (1, 2, 3) if number < 3 else (1,):
+            halving.reported(trial, step, number / 10)
+        halving.over(trial)
+    assert verdicts_of(halving, {7: 0.9}) == {7: False}
+
+
 def test_a_search_that_begins_again_judges_nobody_twice() -> None:
     halving = schedulers.scheduler(tune(scheduler="asha", scheduler_args=ARGS))
     assert isinstance(halving, Halving)

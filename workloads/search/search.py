@@ -101,7 +101,9 @@ class Search:
                 for step, value in noted.histories.get(number, ()):
                     trial.history.append((step, value))
                     self._scheduler.reported(trial, step, value)
-                trial.see(found[name], self._metric, self._time)
+                if (news := trial.see(found[name], self._metric, self._time)) is not None:
+                    self._notes.append((number, *news))
+                    self._scheduler.reported(trial, *news)  # who waits at a rung says nothing further
                 if self._halving is not None and not trial.has_ended:
                     self._halving.recall(trial, notes.passed(number))
                 if trial.has_ended:
