@@ -62,6 +62,8 @@ MEASURES: dict[str, tuple[str, ...]] = {
     "own_loss": ("loss", "f1", "precision", "recall"),
 }
 
+LESS_IS_BETTER = ("loss", "perplexity", "mse", "mae", "wer", "cer")
+
 _CLASSIFY = {"classify": "one_label", "regress": "one_number"}
 DISTILL = "distill"  # the objective that learns from a teacher, beside or without what is in the rows
 KINDS: dict[str, Kind] = {

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, JsonValue, WithJsonSchema, model_va
 
 from llmsched.data import parameters
 from llmsched.data.tasks import KINDS
+from llmsched.spec import effects
 from llmsched.spec.quantities import Duration, EntryPoint, Label, Source, Storage, Text
 from llmsched.spec.section import Section, WrongAt
 from llmsched.spec.serve import EngineKwargs
@@ -26,6 +27,11 @@ class BatchInput(Section):
     encoding: Encoding | None = None
     columns: dict[Role, Text] = {}
     on_bad_row: Literal["refuse", "skip"] = "skip"
+
+    @model_validator(mode="after")
+    def _fits_its_path(self) -> BatchInput:
+        effects.check_encoding(self.path, self.encoding)
+        return self
 
 
 def _parse_format(value: Any) -> Any:
@@ -117,6 +123,12 @@ class BatchSection(Section):
 class BatchSpec(FiniteSpec):
     kind: Literal["batch"]
     batch: BatchSection
+
+    @model_validator(mode="after")
+    def _asks(self) -> BatchSpec:
+        if self.batch.model is not None:
+            effects.check_asking(self, "a model", "batch.map")
+        return self
 
     @model_validator(mode="after")
     def _ends(self) -> BatchSpec:

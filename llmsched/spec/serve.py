@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, JsonValue, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from llmsched.data.tasks import KINDS
-from llmsched.spec import library_names
+from llmsched.spec import effects, library_names
 from llmsched.spec.quantities import (
     DEPLOYMENT_PATTERN,
     Cron,
@@ -59,7 +59,8 @@ class EngineKwargs(PassThrough):
 
     def check_decoder(self, task: str) -> None:
         """Raises WrongAt for what has no effect on a model of this task."""
-        for name in ("prefix_cache_mib", "num_speculative_tokens") if task != "causal-lm" else ():
+        names = ("enable_prefix_caching", "prefix_cache_mib", "num_speculative_tokens", "vllm")
+        for name in names if task != "causal-lm" else ():
             if getattr(self, name) is not None:
                 raise WrongAt(
                     f'goes with "task: causal-lm"; a model of {task} has no use for it', "engine_kwargs", name
@@ -154,6 +155,7 @@ class ServeSection(Section):
         names = [each.name for each in self.adapters]
         if len(set(names)) < len(names):
             raise WrongAt("two adapters have the same name", "adapters")
+        effects.check_serving(self)
         return self
 
 
@@ -250,6 +252,7 @@ class ServeSpec(WorkloadSpec):
                     f"{bound.min}..{bound.max} is not within replicas, {self.replicas.min}..{self.replicas.max}: "
                     "widen replicas, or narrow this", "autoscaling", "bounds", n,
                 )  # fmt: skip
+        effects.check_endpoint(self)
         gpus = self.serve.parallelism.gpus
         asked = [each for each in self.resources.accelerators if float(each.rpartition(":")[2]) != gpus]
         if gpus > 1 and (asked or not self.resources.accelerators):

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, model_va
 
 from llmsched.core.workload import named_run
 from llmsched.data import media, tasks
-from llmsched.spec import library_names
+from llmsched.spec import effects, library_names
 from llmsched.spec.quantities import EntryPoint, Label, Source, Text, parse_run_source
 from llmsched.spec.section import Section, WrongAt
 from llmsched.spec.workload import FiniteSpec, Publish
@@ -141,6 +141,7 @@ class TrainingArgs(PassThrough):
     def _one_half_precision(self) -> TrainingArgs:
         if self.bf16 and self.fp16:
             raise ValueError("bf16 and fp16 exclude each other")
+        effects.check_schedule(self)
         return self
 
 
@@ -199,11 +200,13 @@ class Dataset(Section):
             raise WrongAt('goes with a data set of a hub, "path: hf://ORG/NAME"', "subset")
         if self.encoding is not None and self.path.startswith("hf://"):
             raise WrongAt("a data set of a hub says itself how it is encoded; leave it out", "encoding")
+        effects.check_encoding(self.path, self.encoding)
         return self
 
 
 class Evaluation(Section):
-    """`every` is in steps; without it once at the end. `on` is a `split` of `datasets` ("test" where nothing is said);
+    """`every` is in steps; without it once at the end. `before`: also before the first step, to tell what the training
+    was good for. `on` is a `split` of `datasets` ("test" where nothing is said);
     `fraction` holds out that part of the training rows instead. `best`: the result is the model of the evaluation that
     was best by this metric, not the last one; `patience`: the training ends after so many evaluations in a row that
     brought nothing better."""
@@ -214,6 +217,7 @@ class Evaluation(Section):
     patience: int | None = Field(default=None, ge=1)
     metrics: list[Metric] = Field(default=["loss"], min_length=1)
     every: int | None = Field(default=None, ge=1)
+    before: bool = True
 
     @model_validator(mode="before")
     @classmethod
@@ -415,6 +419,7 @@ class TrainSection(Section):
             raise WrongAt('"on" names a split and "fraction" makes one; leave one out', "evaluation", "fraction")
         if evaluation.fraction is not None and self.training_args.max_steps == 0:
             raise WrongAt('"max_steps: 0" learns from no rows: name a split by "on"', "evaluation", "fraction")
+        effects.check_evaluation(evaluation, self.training_args.max_steps)
 
     def _off_default(self) -> set[str]:
         """Names of the fields that differ from their default."""
@@ -432,6 +437,9 @@ class TrainSpec(FiniteSpec):
         if self.train.base_model is not None and self.train.global_batch_size < self.workers.max:
             message = f"too small for {self.workers.max} workers: each needs at least one sample a step"
             raise WrongAt(message, "train", "global_batch_size")
+        if self.train.base_model is not None:
+            effects.check_asking(self, "our own loop", "train.loop")
+            effects.check_training(self)
         if self.publish and self.publish.as_ == "adapter" and self.train.loop is None and self.train.method == "full":
             raise WrongAt('an adapter needs "train.method: lora"; method "full" makes a whole model', "publish", "as")
         if self.publish and self.publish.as_ == "adapter" and self.train.merge:

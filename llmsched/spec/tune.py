@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, Field, JsonValue, ValidationError, model_validator
 
-from llmsched.spec import validation
+from llmsched.spec import effects, validation
 from llmsched.spec.document import from_json
 from llmsched.spec.quantities import Label
 from llmsched.spec.section import Section, WrongAt
@@ -132,11 +132,10 @@ class TuneSection(Section):
             raise WrongAt("goes with a scheduler that compares trials; leave it out", "scheduler_args", "time_attr")
         if self.scheduler == "asha" and self.max_t is None:
             raise WrongAt('"asha" must know where a trial ends: write the number of steps', "scheduler_args", "max_t")
-        if self.max_t is not None and (args.grace_period or 0) > self.max_t:
-            raise WrongAt(f"longer than a trial, which ends at {self.max_t}", "scheduler_args", "grace_period")
         if self.scheduler == "pbt" and args.perturbation_interval is None:
             raise WrongAt('"pbt" needs it: after how many steps trials are compared', "scheduler_args",
                           "perturbation_interval")  # fmt: skip
+        effects.check_search(self)
         return self
 
     @property
@@ -215,6 +214,7 @@ class TuneSpec(FiniteSpec):
             near = validation.nearest(metric, known)
             hint = f'did you mean "{near}"?' if near else f"it reports {', '.join(known)}"
             raise WrongAt(f'no trial would report "{metric}"; {hint}', "tune", "metric")
+        effects.check_mode(self.tune)
         every = train.evaluation.every if train.evaluation else None
         if metric.startswith("eval.") and self.tune.scheduler != "fifo" and every is None:
             raise WrongAt(

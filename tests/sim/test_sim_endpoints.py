@@ -138,7 +138,7 @@ def test_what_can_be_read_in_the_table(folder: Path) -> None:
 def test_what_is_no_endpoint_is_refused(folder: Path, text: str, words: str) -> None:
     Path("back.csv").write_text("t_s,rate_rps\n10,1\n5,1\n")
     Path("task.yaml").write_text("name: t\nkind: task\ntask: {run: [ls]}\n")
-    Path("two.yaml").write_text(SPEC.replace("REPLICAS", "1").replace("T4:1", "T4:2"))
+    Path("two.yaml").write_text(SPEC.replace("REPLICAS", "1..2").replace("T4:1", "T4:2"))
     with pytest.raises(SpecError, match=words):
         endpoints.parse(text)
 

@@ -95,7 +95,8 @@ def test_a_serve_workload_is_one_gang_of_one_bundle_a_replica():
     assert (ranged.min_size, ranged.max_size, ranged.min_replicas, ranged.max_replicas) == (1, 1, 0, 4)
     assert ranged.autoscaling == Autoscaling(target_ongoing_requests=3.0, upscale_delay_s=1.0, most_ongoing=32)
     assert ranged.grace_s == 10.0
-    assert compiled(text.format("2")).autoscaling is None
+    fixed = "name: s\nkind: serve\nreplicas: 2\nserve: {model: {source: m}}"
+    assert compiled(fixed).autoscaling is None
 
 
 def test_the_same_spec_written_twice_travels_as_the_same_bytes():

@@ -60,7 +60,7 @@ REFUSED = [
     (
         LOOP,
         ["space: {a: {grid: [1]}}", "metric: a", "scheduler: asha", "scheduler_args: {max_t: 3, grace_period: 4}"],
-        "longer than a trial, which ends at 3",
+        "not less than a trial has, which ends at 3",
     ),
     (LOOP, ["space: {a: {grid: [1]}}", "samples: 9999", "metric: a", "trials: 3"], 'Did you mean "samples"?'),
     (TASK, ["space: {envs.A: {grid: [1, 2]}}", "samples: 9999"], "these are 19998 trials"),

@@ -27,9 +27,10 @@ def notes(folder: Path, attempt: int = 1) -> str:
 
 
 def test_the_result_is_the_model_of_the_best_evaluation(made: Path, tmp_path: Path) -> None:  # noqa: F811
-    assert tiny.in_worker(tiny.finetune, str(tmp_path), best(made)) == "done"
+    assert tiny.in_worker(tiny.finetune, str(tmp_path), best(made, before=False)) == "done"
     steps = seen(tmp_path)
     left = result_of(tmp_path)
+    assert "eval.loss_before" not in left["metrics"], "before: false"
     assert left["metrics"]["eval.loss"] == min(steps.values()) and "eval.f1" in left["metrics"]
     assert "the result is the model of step" in notes(tmp_path)
 

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from llmsched.data.tasks import LESS_IS_BETTER
+
 _FILE = "best.safetensors"
-_LESS_IS_BETTER = ("loss", "perplexity", "mse", "mae", "wer", "cer")
 
 
 class Best:
@@ -33,7 +34,7 @@ class Best:
         if self.metric is None or self.step == step:
             return
         value = numbers[self.metric]
-        is_better = value < self.value if self.metric in _LESS_IS_BETTER else value > self.value
+        is_better = value < self.value if self.metric in LESS_IS_BETTER else value > self.value
         if self.step is not None and not is_better:
             self.in_vain += 1
             return

@@ -116,15 +116,16 @@ class FineTune:
             self.trackers.close()
 
     def _run(self) -> None:
-        if self.step == 0 and self.evaluation:
+        if self.step == 0 and self.evaluation and self.evaluation.get("before", True):
             self._keep(self._evaluate(), suffix="_before")
         self._prune()
         self._train()
-        if self.evaluation:
+        becomes_another = is_another(self.train)
+        if self.evaluation and (self.best.metric is not None or not becomes_another):
             numbers = self._last_evaluation()
         self.model = finished(self.model, self.task, self.train, self.base)
         if self.evaluation:
-            self._keep(self._evaluate() if is_another(self.train) else numbers)
+            self._keep(self._evaluate() if becomes_another else numbers)
         self._report(phase="saving")
         if self.where.rank == 0:
             artifact.save(self._write_result)
