@@ -89,6 +89,7 @@ class Runner:
         for name in chosen:
             try:
                 found, journal = self.run(name, _tell, asked.short)
+                _tell(self.table(found))  # as it comes: the others may take an hour
                 rows.extend(found)
                 if asked.pictures:
                     (self.place / name / "run.svg").write_text(picture.draw(name, found, journal))

@@ -1,12 +1,9 @@
-"""Writes the film reviews of examples/01, and a part of them of which few have a label. `python prepare.py`"""
+"""Writes the film reviews of examples/01. `python prepare.py`"""
 
 from __future__ import annotations
 
 import importlib.util
-import json
 from pathlib import Path
-
-LABELLED, UNLABELLED = 64, 896
 
 
 def prepare(folder: Path) -> None:
@@ -16,10 +13,6 @@ def prepare(folder: Path) -> None:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     module.prepare(folder)
-    rows = [json.loads(line) for line in (folder / "sentiment-train.jsonl").read_text().splitlines()]
-    few, others = rows[:LABELLED], rows[LABELLED : LABELLED + UNLABELLED]
-    (folder / "few.jsonl").write_text("".join(json.dumps(row) + "\n" for row in few))
-    (folder / "unlabelled.jsonl").write_text("".join(json.dumps({"text": row["text"]}) + "\n" for row in others))
 
 
 if __name__ == "__main__":
