@@ -17,7 +17,7 @@ from urllib.parse import unquote
 
 from llmsched.connections import ADMIT
 from llmsched.gateway import apps, forms
-from llmsched.gateway.bodies import FLEX, WRITES, expected_of, is_usage, json_in, session_of, with_usage
+from llmsched.gateway.bodies import FLEX, WRITES, expected_of, is_streamed, is_usage, json_in, session_of, with_usage
 from llmsched.gateway.holds import Holds
 from llmsched.gateway.keys import CRITICAL, SHEDDABLE, Key
 from llmsched.gateway.limits import (
@@ -178,7 +178,7 @@ class Gateway:
             body = json_in(raw)
         target = self._table.model(body.get("model"), key)
         target.route.check_answers(route.name)
-        streams = body.get("stream") is True
+        streams = not route.is_form and is_streamed(body)  # a form has words alone, and no streams
         request = self._begin(key, target, route.name, headers, body, len(raw))
         answer = self._stream if streams else self._call
         work = answer(request, target, route.name, body, send)

@@ -196,13 +196,28 @@ TOO_LONG = {
         (b"not JSON", KEY, 400, "invalid_json", None),
         (b"[1, 2]", KEY, 400, "invalid_json", None),
         (b'{"model": "qwen", "model": "qwen"}', KEY, 400, "repeated_key", None),
+        (b'{"model": "qwen", "prompt": "\\ud800"}', KEY, 400, "invalid_json", None),
+        (b'{"model": "qwen", "prompt": "\xed\xa0\x80"}', KEY, 400, "invalid_json", None),
+        (b'{"model": "qwen", "stream": "yes"}', KEY, 400, "invalid_request", "stream"),
         ({}, KEY, 400, "missing_model", "model"),
         ({"model": "other"}, KEY, 404, "model_not_found", "model"),
         ({"model": "qwen"}, "of another model", 404, "model_not_found", "model"),  # a key without the model
         ({"model": "qwen"}, "of nobody", 401, "invalid_api_key", None),
         ({"model": "qwen", "prompt_is": "too long"}, KEY, 400, "context_length_exceeded", "messages"),
     ],
-    ids=["no JSON", "no object", "a key twice", "no model", "no such model", "not for this key", "no key", "too long"],
+    ids=[
+        "no JSON",
+        "no object",
+        "a key twice",
+        "no text",
+        "no text in bytes",
+        "stream in words",
+        "no model",
+        "no such model",
+        "not for this key",
+        "no key",
+        "too long",
+    ],
 )
 @pytest.mark.parametrize("stream", [False, True])
 def test_bad_input_has_one_code_each_time_in_openais_form_whole_or_streamed(body, key, status, code, param, stream):
