@@ -23,6 +23,12 @@ if [ "${1:-}" != tests ]; then
     exit 1
   fi
   $bin/python -m compileall -q llmsched workloads  # or each of the many processes that tests start compiles them anew
+  # Leaves the tests as pytest rewrites them. Each worker collects all of them, and rewriting takes half of that.
+  if ! PYTHONDONTWRITEBYTECODE='' $bin/pytest --collect-only -q >.venv/collected; then
+    tail -50 .venv/collected
+    wait
+    exit 1
+  fi
   wait $!
 fi
 if [ "${1:-}" = static ]; then

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
 from llmsched.runtime import Context, artifact, checkpoint, elastic, enter, hf
 from llmsched.runtime.environment import UserError
@@ -40,7 +39,14 @@ def asks_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(elastic, "_EVERY_S", 0.0)
 
 
-def trainer(folder: Path, one: hf.Elastic, at_once: int = 8, **more: Any) -> Trainer:
+def trainer(folder: Path, one: hf.Elastic, at_once: int = 8, **more: Any) -> Any:
+    from transformers import (
+        GPT2Config,
+        GPT2LMHeadModel,
+        Trainer,
+        TrainingArguments,
+    )  # seconds, and each worker collects
+
     torch.manual_seed(0)
     model = GPT2LMHeadModel(
         GPT2Config(

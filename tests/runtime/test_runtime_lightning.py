@@ -11,11 +11,13 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from llmsched.runtime import Context, artifact, elastic, enter
 
-lightning = pytest.importorskip("lightning")
-
-from llmsched.runtime.lightning import Elastic  # noqa: E402
-
 STEPS = 8
+
+
+@pytest.fixture(autouse=True)
+def here() -> None:
+    """Lightning is imported where it is used: this file is collected by each worker, and takes seconds otherwise."""
+    pytest.importorskip("lightning")
 
 
 class Supervisor:
@@ -34,24 +36,33 @@ class Supervisor:
         return self._leave_at == 0
 
 
-class Regression(lightning.LightningModule):  # type: ignore[misc,name-defined]
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.layer = torch.nn.Linear(2, 1)
+def regression() -> Any:
+    import lightning
 
-    def training_step(self, batch: Any, _: int) -> Any:
-        inputs, wanted = batch
-        loss = torch.nn.functional.mse_loss(self.layer(inputs), wanted)
-        self.log("loss", loss)
-        return loss
+    class Regression(lightning.LightningModule):  # type: ignore[misc,name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.layer = torch.nn.Linear(2, 1)
 
-    def configure_optimizers(self) -> Any:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
+        def training_step(self, batch: Any, _: int) -> Any:
+            inputs, wanted = batch
+            loss = torch.nn.functional.mse_loss(self.layer(inputs), wanted)
+            self.log("loss", loss)
+            return loss
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    return Regression()
 
 
 def trained(folder: Path, attempt: int, leave_at: int = 0) -> Supervisor:
-    seen, model = Supervisor(leave_at), Regression()
+    import lightning
+
+    from llmsched.runtime.lightning import Elastic
+
+    seen, model = Supervisor(leave_at), regression()
     points = torch.arange(32.0).reshape(16, 2) / 32
     loader = DataLoader(TensorDataset(points, points.sum(1, keepdim=True)), batch_size=4)
     local = folder / f"local-{attempt}"
@@ -80,4 +91,6 @@ def test_a_run_that_is_asked_to_leave_saves_goes_on_from_there_and_leaves_its_re
 
 
 def test_by_hand_there_is_nothing_to_go_on_from() -> None:
+    from llmsched.runtime.lightning import Elastic
+
     assert Elastic().checkpoint is None
