@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import uvicorn
 from click.testing import CliRunner, Result
+from waiting import PATIENCE_S
 
 from llmsched.api import app, auth, home, server
 from llmsched.cli.main import cli
@@ -69,7 +70,7 @@ class Live:
 
     def do(self, work: Coroutine[Any, Any, Any]) -> Any:
         """Run it where the controller runs."""
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result(30)
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(PATIENCE_S)
 
     def client(self, token: str | None = None) -> Client:
         return Client(self.url, token or self.token)
@@ -111,7 +112,7 @@ class Live:
                 following.cancel()
                 self.controller.cluster.urls = {}
                 web.should_exit = True
-                serving.result(10)
+                serving.result(PATIENCE_S)
 
     def token_of(self, user: str, role: str) -> str:
         text, record = home.new_token(user, role)
@@ -154,11 +155,11 @@ def live(folder: Path, nodes: str = "2x4:A100", isolation: http_models.Isolation
         await asyncio.gather(*left, return_exceptions=True)
 
     with contextlib.closing(server.listen("127.0.0.1", 0)) as listener:
-        controller, web, running, serving = asyncio.run_coroutine_threadsafe(begin(), loop).result(30)
+        controller, web, running, serving = asyncio.run_coroutine_threadsafe(begin(), loop).result(PATIENCE_S)
         try:
             yield Live(folder, server.url_of(listener), home.own_token(folder), controller, executor, loop)
         finally:
-            asyncio.run_coroutine_threadsafe(end(), loop).result(30)
+            asyncio.run_coroutine_threadsafe(end(), loop).result(PATIENCE_S)
             loop.call_soon_threadsafe(loop.stop)
             thread.join()
             loop.close()

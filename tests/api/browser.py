@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from waiting import PATIENCE_S
+
 PROGRAM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 OPTIONS = (
     "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run --disable-extensions "
@@ -84,7 +86,7 @@ class Page:
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
-    def wait(self, condition: str, within_s: float = 60.0) -> None:
+    def wait(self, condition: str, within_s: float = PATIENCE_S) -> None:
         deadline = time.monotonic() + within_s
         while not self.run(f"Boolean({condition})"):
             assert time.monotonic() < deadline, f"{condition} never came true; {self.said}; {self.text()[:2000]}"
@@ -118,5 +120,5 @@ def browser(folder: Path) -> Iterator[Page]:
         yield Page(reader, writer)
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(PATIENCE_S)
         shutil.rmtree(short, ignore_errors=True)

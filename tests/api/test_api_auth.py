@@ -10,6 +10,7 @@ import httpx
 import pytest
 from fastapi.routing import APIRoute
 from live import Live
+from waiting import PATIENCE_S
 
 from llmsched.api import app, auth, home
 from llmsched.errors import NotAllowed, StoreError
@@ -33,7 +34,7 @@ GUARDED = [
 def ask(controller: Live, method: str, path: str, token: str | None = None, **more: object) -> httpx.Response:
     headers = {"authorization": f"Bearer {token}"} if token else {}
     headers |= more.pop("headers", {})  # type: ignore[operator]
-    with httpx.Client(base_url=controller.url, timeout=10) as http:
+    with httpx.Client(base_url=controller.url, timeout=PATIENCE_S) as http:
         return http.request(method, path, headers=headers, **more)  # type: ignore[arg-type]
 
 

@@ -12,6 +12,7 @@ import pytest
 from fastapi import Depends
 from fastapi.routing import APIRoute
 from live import Live
+from waiting import PATIENCE_S
 
 from llmsched.api import app, auth, callers, routes
 from llmsched.errors import Bug
@@ -156,7 +157,7 @@ def asking(controller: Live):
     def ask(who: str, method: str, path: str, **more: Any) -> httpx.Response:
         headers = bearer(tokens[who]) | more.pop("headers", {})
         path = path if path.startswith("/api/") else f"/api/v1{path}"
-        return httpx.request(method, f"{controller.url}{path}", headers=headers, timeout=20, **more)
+        return httpx.request(method, f"{controller.url}{path}", headers=headers, timeout=PATIENCE_S, **more)
 
     return ask
 
@@ -316,7 +317,7 @@ def test_nothing_that_an_outsider_is_told_names_anothers_work(fresh: Live) -> No
     gpus = {"resources": {"accelerators": ["A100:4"]}}
     train = {"kind": "train", "train": {"loop": "mine.train:loop"}}
     ann.apply([{"name": "canary-model", **train}])
-    ann.wait("canary-model", timeout_s=20)
+    ann.wait("canary-model", timeout_s=PATIENCE_S)
     ann.apply([task("canary-holds", priority=40, **gpus), task("canary-low", priority=10, **gpus)])
     for name in ("canary-holds", "canary-low"):
         fresh.hear("Bound", name + "/0")
@@ -346,7 +347,7 @@ def test_nothing_that_an_outsider_is_told_names_anothers_work(fresh: Live) -> No
                 }
                 full = path if path.startswith("/api/") else f"/api/v1{path}"
                 url = fresh.url + full.format(name=name, **known)
-                answer = httpx.get(url, headers=token, params=ASK[method, path].get("params"), timeout=20)
+                answer = httpx.get(url, headers=token, params=ASK[method, path].get("params"), timeout=PATIENCE_S)
                 assert answer.status_code < 500
                 said[f"{path} {name}"] = answer.text
     said["plan"] = planned[0].model_dump_json()

@@ -17,7 +17,7 @@ from contextlib import closing, contextmanager
 import pytest
 from click.testing import CliRunner
 from live import Live
-from waiting import wait_until
+from waiting import PATIENCE_S, wait_until
 from websockets.sync.client import connect
 
 from llmsched.cli.main import cli
@@ -91,7 +91,7 @@ def test_a_shell_at_a_terminal_has_its_size_its_ctrl_c_and_hands_its_exit_code_o
     at.resize(40, 90)
     at.type("until [ \"$(stty size)\" = '40 90' ]; do sleep 0.1; done; echo is $((6*7)); exit 7\n")
     at.until("is 42")
-    assert at.process.wait(60) == 7
+    assert at.process.wait(PATIENCE_S) == 7
     assert "-icanon" not in subprocess.run(["stty", "-a"], stdin=at.ours, capture_output=True, text=True).stdout
 
 

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 from live import Live
-from waiting import wait_until
+from waiting import PATIENCE_S, wait_until
 
 from llmsched import connections
 from llmsched.api import home
@@ -36,7 +36,7 @@ def test_a_thousand_silent_connections_keep_nobody_out(fresh: Live) -> None:
 def test_one_that_says_nothing_is_closed_after_a_while(fresh: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "WAIT_AT_MOST_S", 0.05)
     place = urlsplit(fresh.url)
-    with socket.create_connection((place.hostname, place.port), timeout=30) as silent:
+    with socket.create_connection((place.hostname, place.port), timeout=PATIENCE_S) as silent:
         assert silent.recv(1) == b""
 
 
@@ -66,7 +66,7 @@ def test_a_stream_ends_with_the_token_that_opened_it(fresh: Live, stream: str, e
         "exec": ("POST", "/api/v1/workloads/streams/exec", {"command": ["sleep"]}),
     }[stream]
     headers = {"authorization": f"Bearer {token}"}
-    with httpx.stream(method, fresh.url + path, headers=headers, json=body, timeout=30) as response:
+    with httpx.stream(method, fresh.url + path, headers=headers, json=body, timeout=PATIENCE_S) as response:
         assert response.status_code == 200
         ends(fresh, token)
         with pytest.raises(httpx.RemoteProtocolError):

@@ -15,7 +15,7 @@ import pytest
 import uvicorn
 from click.testing import CliRunner
 from live import Live
-from waiting import wait_until
+from waiting import PATIENCE_S, wait_until
 
 from llmsched.api import server
 from llmsched.cli.main import cli
@@ -113,7 +113,7 @@ def place(running: Live) -> Iterator[str]:
         wait_until(lambda: bool(web) and web[0].started)
         yield page[0].address()
         web[0].should_exit = True
-        thread.join(20)
+        thread.join(PATIENCE_S)
         assert not thread.is_alive()
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 from live import Live
+from waiting import PATIENCE_S
 
 from llmsched.executors.fake import Script
 from llmsched.spec import http_models
@@ -21,7 +22,7 @@ def http(controller: Live) -> httpx.Client:
     return httpx.Client(
         base_url=f"{controller.url}/api/v1",
         headers={"authorization": f"Bearer {controller.token}"},
-        timeout=20,
+        timeout=PATIENCE_S,
     )
 
 
@@ -57,7 +58,7 @@ def test_the_header_says_where_to_go_on_before_the_query_and_what_lies_ahead_is_
 
 def test_a_full_queue_may_be_asked_again_and_a_size_out_of_range_may_not(fresh: Live) -> None:
     headers = {"authorization": f"Bearer {fresh.token}"}
-    http = httpx.Client(base_url=f"{fresh.url}/api/v1", headers=headers, timeout=20)
+    http = httpx.Client(base_url=f"{fresh.url}/api/v1", headers=headers, timeout=PATIENCE_S)
     http.put("/config", json={"config": {"limits": {"max_pending_per_queue": 2}}})
     all_of_it = {"workers": 2, "resources": {"accelerators": ["A100:4"]}}
     last = {"name": "last", "kind": "task", "task": {"run": ["true"]}, **all_of_it}

@@ -14,7 +14,7 @@ import pytest
 from fastapi.routing import APIRoute
 from hostile import ALL, NUMBERS, TEXTS
 from live import Live
-from waiting import wait_until
+from waiting import PATIENCE_S, wait_until
 
 from llmsched import sanitize
 from llmsched.api import app, rate
@@ -25,7 +25,7 @@ from llmsched.spec import init
 from llmsched.spec.document import parse
 from llmsched.spec.load import KINDS
 
-WEB = httpx.Client(timeout=30)
+WEB = httpx.Client(timeout=PATIENCE_S)
 ROUTES = [route for route in app.guarded_routes() if isinstance(route, APIRoute)]
 DEEP = "[" * 5_000 + "]" * 5_000
 FEW = [TEXTS[0], TEXTS[4], TEXTS[8], NUMBERS[0], NUMBERS[3], None, [], {"\ud800": "\ud800"}]  # of each leaf of a spec

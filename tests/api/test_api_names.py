@@ -18,6 +18,7 @@ from typing import Any
 
 import httpx
 import pytest
+from waiting import PATIENCE_S
 
 from llmsched.api import app, auth, home
 from llmsched.control.clock import ManualClock
@@ -92,7 +93,7 @@ async def world(folder: Path, users: list[str], config: dict[str, Any]) -> Async
             yield made
     finally:
         await controller.stop(stop_everything=True)
-        await asyncio.wait_for(running, 10)
+        await asyncio.wait_for(running, PATIENCE_S)
 
 
 def key_of(names: dict[str, str]) -> str:

@@ -11,6 +11,7 @@ import browser
 import httpx
 import pytest
 from live import Live
+from waiting import PATIENCE_S
 
 from llmsched.api import app, page
 from llmsched.executors.fake import Script
@@ -87,7 +88,7 @@ def test_a_browser_shows_the_queue_and_the_gpus_and_hostile_words_as_words(fresh
     client = fresh.client()
     never_again = {"retry": {"max_restarts": 0}}
     client.apply([task("runs"), task("broken", **never_again)])
-    assert client.wait("broken", timeout_s=20).phase == "failed"
+    assert client.wait("broken", timeout_s=PATIENCE_S).phase == "failed"
     client.apply([task("waits", workers=4)])
     fresh.controller.cluster.urls = {"dashboard": "http://127.0.0.1:1/", "endpoint": "javascript:window.taken=1"}
     with browser.browser(tmp_path) as tab:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from fastapi import FastAPI
+from waiting import PATIENCE_S
 
 from llmsched.api import lists
 from llmsched.api.app import ROUTERS
@@ -31,7 +32,7 @@ def task(name: str, **more: Any) -> Any:
 
 
 async def until(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < deadline, "it never came true"
         await asyncio.sleep(0.005)

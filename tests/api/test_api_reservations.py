@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from live import Live, command_line
+from waiting import PATIENCE_S
 
 from llmsched.errors import NotAllowed, RequestError, SpecError
 
@@ -43,7 +44,7 @@ def test_it_is_open_from_now_on_and_for_nobody(llmsched: Any, fresh: Live) -> No
     assert one.state == "open" and sorted(one.nodes) == ["node-1", "node-2"]
     body = {"name": "w", "kind": "task", "task": {"run": ["true"]}, "resources": {"accelerators": ["A100:1"]}}
     fresh.client().apply([body])
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE_S
     while (reason := fresh.client().status("w").reason) is None:
         assert time.monotonic() < deadline
     assert (reason.code, "fans" in reason.message) == ("reservation", True)

@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 from live import Live
+from waiting import PATIENCE_S
 
 from llmsched.executors.fake import Script
 from llmsched.spec import http_models
@@ -31,7 +32,7 @@ def gpus(count: int) -> dict[str, Any]:
 @pytest.fixture
 def http(controller: Live) -> httpx.Client:
     headers = {"authorization": f"Bearer {controller.token}"}
-    return httpx.Client(base_url=f"{controller.url}/api/v1", headers=headers, timeout=20)
+    return httpx.Client(base_url=f"{controller.url}/api/v1", headers=headers, timeout=PATIENCE_S)
 
 
 def test_apply_answers_what_was_committed_and_the_same_again_is_unchanged(http: httpx.Client) -> None:
@@ -112,7 +113,7 @@ def test_an_unknown_name_is_404_with_the_nearest(http: httpx.Client) -> None:
 def test_a_life_is_seen_from_every_side(controller: Live, http: httpx.Client) -> None:
     controller.executor.cluster.script = lambda order: Script(runs_for_s=0.05, steps=2, metrics={"eval.loss": 0.5})
     http.post("/apply", json={"specs": [task("short", **gpus(1))]})
-    view = controller.client().wait("short", timeout_s=10)
+    view = controller.client().wait("short", timeout_s=PATIENCE_S)
     assert (view.phase, view.metrics) == ("succeeded", {"eval.loss": 0.5})
     assert view.progress["step"] == 2
     story = http_models.StoryView.model_validate(http.get("/workloads/short/story").json())
@@ -127,7 +128,7 @@ def test_a_list_can_leave_out_what_ended_long_ago(fresh: Live) -> None:
     for name in ("lives", "first", "second"):
         client.apply([task(name)])
     for name in ("first", "second"):
-        client.wait(name, timeout_s=10)
+        client.wait(name, timeout_s=PATIENCE_S)
     assert [one.id for one in client.workloads(ended=1).workloads] == ["second", "lives"]
     assert [one.id for one in client.workloads(ended=0).workloads] == ["lives"]
     assert len(client.workloads().workloads) == 3
@@ -155,7 +156,7 @@ def test_why_names_the_reason_while_it_waits_and_the_place_while_it_runs(fresh: 
     assert (queue.name, queue.gpus_used, queue.waiting, queue.active) == ("default", 8.0, 1, 1)
     for name in ("waits", "holds"):
         client.cancel(name)
-        assert client.wait(name, timeout_s=10).phase == "cancelled"
+        assert client.wait(name, timeout_s=PATIENCE_S).phase == "cancelled"
     assert [node.free.gpus for node in client.nodes().nodes] == [4.0, 4.0]
 
 
@@ -163,14 +164,14 @@ def test_a_serve_workload_counts_its_replicas(fresh: Live) -> None:
     client = fresh.client()
     serve = {"model": {"id": "web", "source": "hf://some/model"}}
     client.apply([{"name": "web", "kind": "serve", "replicas": "1..3", "serve": serve, **gpus(1)}])
-    assert client.wait("web", timeout_s=10).size == 1
+    assert client.wait("web", timeout_s=PATIENCE_S).size == 1
     assert client.scale("web", 3).wanted == 3
     fresh.hear("Bound", "web/2")
     view = client.status("web")
     assert (view.phase, view.size, view.min_size, view.max_size, view.gpus) == ("running", 3, 1, 3, 3.0)
     assert [gang.id for gang in view.gangs] == ["web/0", "web/1", "web/2"]
     client.cancel("web")
-    ended = client.wait("web", timeout_s=10)
+    ended = client.wait("web", timeout_s=PATIENCE_S)
     assert (ended.phase, ended.gpus) == ("cancelled", 0.0)
 
 
@@ -268,7 +269,7 @@ def lines(answer: httpx.Response) -> list[tuple[int, str]]:
 def test_logs_are_read_from_storage_after_the_end(controller: Live, http: httpx.Client) -> None:
     controller.executor.cluster.script = lambda order: Script(runs_for_s=0.01, steps=1)
     http.post("/apply", json={"specs": [task("logged", workers=2)]})
-    controller.client().wait("logged", timeout_s=10)
+    controller.client().wait("logged", timeout_s=PATIENCE_S)
     assert lines(http.get("/workloads/logged/logs")) == []
     write_log(controller, "logged/0/1/logs/0.log", "one\ntwo\u2028still two\n10%\r100%\nlast without end")
     for odd in ("logged/0/1/logs/²", "logged/²/logs/0", "logged/0/²/logs/0", "logged/0/1/logs/caf\udce9"):
@@ -296,7 +297,7 @@ def test_an_attempt_that_has_written_nothing_names_the_one_before(controller: Li
 
     controller.executor.cluster.script = lost_once
     http.post("/apply", json={"specs": [task("again")]})
-    controller.client().wait("again", timeout_s=30)
+    controller.client().wait("again", timeout_s=PATIENCE_S)
     told = note(http.get("/workloads/again/logs"))
     assert told == "attempt 2 has written no log; what an earlier one wrote: --attempt 1."
 
@@ -304,7 +305,7 @@ def test_an_attempt_that_has_written_nothing_names_the_one_before(controller: Li
 def test_where_there_is_no_log_it_is_said_why(controller: Live, http: httpx.Client) -> None:
     controller.executor.cluster.script = lambda order: Script(runs_for_s=0.01, steps=1)
     http.post("/apply", json={"specs": [task("silent", workers=2)]})
-    controller.client().wait("silent", timeout_s=10)
+    controller.client().wait("silent", timeout_s=PATIENCE_S)
 
     def told(**params: int) -> str:
         return note(http.get("/workloads/silent/logs", params=params))
@@ -331,7 +332,7 @@ def test_a_log_that_a_workload_replaced_is_not_followed_and_that_is_said(
 ) -> None:
     controller.executor.cluster.script = lambda order: Script(runs_for_s=0.01, steps=1)
     http.post("/apply", json={"specs": [task("sly")]})
-    controller.client().wait("sly", timeout_s=10)
+    controller.client().wait("sly", timeout_s=PATIENCE_S)
     logs = controller.home / "storage" / "sly" / "0" / "1" / "logs"
     logs.mkdir(parents=True)
     secret = tmp_path / "secrets" / "0.log"
@@ -357,7 +358,7 @@ def test_a_log_that_a_workload_replaced_is_not_followed_and_that_is_said(
 def test_no_terminal_obeys_a_line_of_a_log(controller: Live, http: httpx.Client) -> None:
     controller.executor.cluster.script = lambda order: Script(runs_for_s=0.01, steps=1)
     http.post("/apply", json={"specs": [task("loud")]})
-    controller.client().wait("loud", timeout_s=10)
+    controller.client().wait("loud", timeout_s=PATIENCE_S)
     write_log(controller, "loud/0/1/logs/0.log", "\x1b]0;owned\x07\x1b[31mred\u202e\n")
     (line,) = [one.text for one in controller.client().logs("loud")]
     assert line == "\\x1b]0;owned\\x07red\\u202e"
@@ -450,7 +451,7 @@ def test_a_follower_hears_of_what_happens_after_it_came(controller: Live, http: 
     listener = threading.Thread(target=listen, daemon=True)
     listener.start()
     http.post("/apply", json={"specs": [task("heard")]})
-    assert done.wait(10)
+    assert done.wait(PATIENCE_S)
     assert heard[0].seq > after
 
 
@@ -474,7 +475,7 @@ def test_a_configuration_is_put_in_force_and_shown(controller: Live, http: httpx
 
 
 def test_the_api_describes_itself(http: httpx.Client, controller: Live) -> None:
-    described = httpx.get(f"{controller.url}/openapi.json", headers=dict(http.headers), timeout=60).json()
+    described = httpx.get(f"{controller.url}/openapi.json", headers=dict(http.headers), timeout=PATIENCE_S).json()
     assert "/api/v1/workloads/{name}/why" in described["paths"]
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from waiting import has_ended, wait_until
+from waiting import PATIENCE_S, has_ended, wait_until
 
 from llmsched.api import home, server
 from llmsched.api.storage_claim import NOTE
@@ -33,7 +33,7 @@ def llmsched(tmp_path: Path) -> Iterator[Llmsched]:
 
     def run(*words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "llmsched.cli.main", *words]
-        return subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        return subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_S)
 
     yield run
     run("down")
@@ -117,7 +117,7 @@ def test_a_second_controller_on_the_same_home_is_refused_and_the_first_ends_on_s
         note = home.announced(tmp_path)
         assert note is not None
         second = serve(tmp_path)
-        said = second.communicate(timeout=30)[1]
+        said = second.communicate(timeout=PATIENCE_S)[1]
         assert second.returncode == 3
         assert f"already, at {note.url} (pid {note.pid})" in said
         with Client(note.url, home.own_token(tmp_path)) as client:
@@ -125,8 +125,8 @@ def test_a_second_controller_on_the_same_home_is_refused_and_the_first_ends_on_s
             next(stream)  # a listener must not keep it from ending
             began = time.monotonic()
             first.terminate()
-            assert first.wait(20) == 0
-            assert time.monotonic() - began < 10
+            assert first.wait(PATIENCE_S) == 0
+            assert time.monotonic() - began < PATIENCE_S / 2
     finally:
         first.kill()
         first.communicate()
@@ -135,7 +135,7 @@ def test_a_second_controller_on_the_same_home_is_refused_and_the_first_ends_on_s
 def test_a_new_controller_is_refused_where_the_work_of_another_left_its_results(tmp_path: Path) -> None:
     storage = LocalStorage(tmp_path / "results")
     storage.write(NOTE, b"another journal")
-    said = serve(tmp_path / "home", "--storage", str(storage.root)).communicate(timeout=60)[1]
+    said = serve(tmp_path / "home", "--storage", str(storage.root)).communicate(timeout=PATIENCE_S)[1]
     assert f"{storage.root} has what the work of another llmsched left" in said
     assert home.announced(tmp_path / "home") is None
 
@@ -146,10 +146,10 @@ def test_a_port_in_use_and_a_foreign_host_are_refused(tmp_path: Path) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         server = serve(tmp_path, "--port", str(port))
-        said = server.communicate(timeout=30)[1]
+        said = server.communicate(timeout=PATIENCE_S)[1]
     assert (server.returncode, f"port {port} on 127.0.0.1 cannot be used" in said) == (4, True)
     server = serve(tmp_path, "--host", "0.0.0.0")
-    said = server.communicate(timeout=30)[1]
+    said = server.communicate(timeout=PATIENCE_S)[1]
     assert (server.returncode, "loopback only" in said) == (2, True)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 from live import Live
+from waiting import PATIENCE_S
 
 from llmsched.api import workdirs
 from llmsched.errors import SpecError
@@ -31,7 +32,7 @@ def send(live: Live, content: bytes, token: str = "", sha256: str = "") -> httpx
     name = sha256 or hashlib.sha256(content).hexdigest()
     headers = {"authorization": f"Bearer {token or live.token}", "content-type": "application/zip"}
     pieces = (content[at : at + (1 << 16)] for at in range(0, len(content), 1 << 16))  # nor does the sender copy it
-    return httpx.put(f"{live.url}/api/v1/workdirs/{name}", content=pieces, headers=headers, timeout=60)
+    return httpx.put(f"{live.url}/api/v1/workdirs/{name}", content=pieces, headers=headers, timeout=PATIENCE_S)
 
 
 def test_twelve_large_uploads_at_once_all_arrive_and_take_little_memory(fresh: Live) -> None:

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 from live import Live, Parrot
 from test_cli_output import Run, runner, task, write
-from waiting import wait_until
+from waiting import PATIENCE_S, wait_until
 
 from llmsched.cli.main import cli
 from llmsched.executors.fake import Script
@@ -131,7 +131,7 @@ def test_ctrl_c_ends_what_follows_with_130_and_without_a_traceback(run: Run, fre
         try:
             wait_until(lambda: psutil.Process(process.pid).net_connections("tcp"), what="it never connected")
             process.send_signal(signal.SIGINT)
-            out, err = process.communicate(timeout=30)
+            out, err = process.communicate(timeout=PATIENCE_S)
         finally:
             process.kill()
             process.wait()

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from live import Live
+from waiting import PATIENCE_S
 
 from llmsched.cli.main import cli
 from llmsched.executors.fake import Script
@@ -59,7 +60,7 @@ def on_a_terminal(controller: Live, *words: str, watch: Watch | None = None) -> 
         except BaseException:
             process.kill()
             raise
-        assert process.wait(30) == 0, shown
+        assert process.wait(PATIENCE_S) == 0, shown
     os.close(ours)
     return shown.decode()
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 from live import live
-from waiting import wait_until
+from waiting import PATIENCE_S, wait_until
 
 from llmsched.api import home, page, storage_claim
 from llmsched.cli import placement
@@ -139,7 +139,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Client]]:
     yield begin
     for one in started:
         one.terminate()
-        one.wait(30)
+        one.wait(PATIENCE_S)
     endpoint_proxy.end(tmp_path / "home")  # which outlives a controller
 
 
@@ -212,7 +212,7 @@ def test_what_up_cannot_put_into_effect_beside_a_controller_that_runs_is_refused
     command = [sys.executable, "-P", "-m", "llmsched.cli.main", "up"]
     around = {**os.environ, "LLMSCHED_HOME": str(tmp_path / "home"), "MINE": "x"}
     for words, told in ((["--ray-user", "daemon"], "and not as daemon"), (["--env", "MINE"], "cannot be given MINE")):
-        refused = subprocess.run([*command, *words], capture_output=True, text=True, env=around, timeout=60)
+        refused = subprocess.run([*command, *words], capture_output=True, text=True, env=around, timeout=PATIENCE_S)
         assert (refused.returncode, told in refused.stderr) == (3, True), refused.stderr
 
 

@@ -10,6 +10,7 @@ from contextlib import aclosing, suppress
 
 import pytest
 from control_harness import ANN, TWO_OF_TWO, ManualClock, Script, serve, task, train
+from waiting import PATIENCE_S
 
 from llmsched.api import event_text, views
 from llmsched.control import execution, housekeeping
@@ -99,7 +100,7 @@ class World:
         """Its one task is done: it works in a thread too."""
         found = self.controller._housekeeping._task
         if found is not None:
-            await asyncio.wait({found}, timeout=30)
+            await asyncio.wait({found}, timeout=PATIENCE_S)
         await self.passes()
 
     async def settles(self):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from contextlib import asynccontextmanager
 
+from waiting import PATIENCE_S
+
 from llmsched.control.archive import VerifiedArchive
 from llmsched.control.clock import ManualClock, RealClock
 from llmsched.control.controller import Controller
@@ -74,14 +76,14 @@ async def controlling(cluster=None, store=None, clock=None, **more):
     finally:
         await controller.stop()
         if not running.done():
-            await asyncio.wait_for(running, 10)
+            await asyncio.wait_for(running, PATIENCE_S)
     if isinstance(store, MemoryStore):
         archive = VerifiedArchive(store)
         assert fold_all(store, archive)[0].digest() == fold(store)[0].digest()
         assert archive.differences == []
 
 
-async def until(condition, seconds=30.0):
+async def until(condition, seconds=PATIENCE_S):
     """Fails when `condition` does not come true; waits no longer than it must."""
     deadline = asyncio.get_running_loop().time() + seconds
     while not condition():

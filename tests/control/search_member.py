@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from control_harness import Script
+from waiting import PATIENCE_S
 
 from llmsched.executors.fake import FakeAttempt, FakeCluster
 from llmsched.executors.port import Ended, LaunchOrder, Progress
@@ -49,7 +50,7 @@ class Supervisor:
             with suppress(KeyError):  # it was killed
                 act()
 
-        asyncio.run_coroutine_threadsafe(acted(), self.loop).result(30)
+        asyncio.run_coroutine_threadsafe(acted(), self.loop).result(PATIENCE_S)
 
 
 class Members:

@@ -7,6 +7,7 @@ import json
 
 import pytest
 from control_harness import ANN, ManualClock, Script, controlling, fake_cluster, kinds, phase, serve, task, train, until
+from waiting import PATIENCE_S
 
 from llmsched.control.execution import Command
 from llmsched.control.recovery import fold
@@ -398,7 +399,7 @@ def test_followers_see_every_entry_once_and_in_order():
             await until(lambda: len(seen) == controller.health.seq)
             assert [written.seq for written in seen] == list(range(1, len(seen) + 1))
             assert seen == controller.entries()
-        await asyncio.wait_for(watcher, 5)  # it ends with the controller
+        await asyncio.wait_for(watcher, PATIENCE_S)  # it ends with the controller
 
     asyncio.run(story())
 

@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import pytest
 from control_harness import ANN, ManualClock, Script, controlling, fake_cluster, kinds, phase, serve, task, train, until
+from waiting import PATIENCE_S
 
 from llmsched.control import housekeeping, lease, live_state, recovery
 from llmsched.control.clock import RealClock
@@ -341,7 +342,8 @@ def test_a_lease_that_is_not_renewed_is_over_after_its_time_and_not_before():
     asyncio.run(story())
 
 
-def test_the_lease_of_a_process_that_is_gone_is_taken_at_once():
+def test_the_lease_of_a_process_that_is_gone_is_taken_at_once(monkeypatch):
+    monkeypatch.setattr(lease, "LEASE_S", 10 * PATIENCE_S)
     host, boot, _, _ = lease.this_process().split("/")
     assert lease.is_dead(f"{host}/{boot}/999999999/1")
     assert lease.is_dead(f"{host}/an-earlier-boot/1/1")
@@ -351,7 +353,7 @@ def test_the_lease_of_a_process_that_is_gone_is_taken_at_once():
     async def story():
         store = MemoryStore()
         store.take_over(f"{host}/{boot}/999999999/1", store.lease())
-        assert await asyncio.wait_for(lease.take(store, RealClock(), "me"), 1.0) == 2
+        assert await asyncio.wait_for(lease.take(store, RealClock(), "me"), PATIENCE_S) == 2
 
     asyncio.run(story())
 

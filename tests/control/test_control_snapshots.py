@@ -10,6 +10,7 @@ from subprocess import PIPE
 
 import psutil
 import pytest
+from waiting import PATIENCE_S
 
 from llmsched.control import snapshot_maker
 from llmsched.control.archive import StoreArchive
@@ -122,7 +123,7 @@ def test_its_process_leaves_with_a_controller_that_is_killed():
     with child:
         assert child.stdout.read(1) == b"1" and child.poll() is None
         child.stdin.close()  # as the system does for whoever is killed
-        assert child.wait(60) == 1
+        assert child.wait(PATIENCE_S) == 1
 
 
 def test_an_entry_that_nothing_can_take_in_keeps_nobody_from_a_snapshot(monkeypatch):

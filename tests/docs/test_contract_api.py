@@ -16,7 +16,7 @@ import jsonschema
 import pytest
 from live import Live
 from pydantic import BaseModel
-from waiting import wait_until
+from waiting import PATIENCE_S, wait_until
 
 from llmsched import errors
 from llmsched.api.app import every_route, need_of
@@ -80,7 +80,9 @@ def ran(controller: Live, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     done = []
     for example in rest:
         script = first.typed + example.typed
-        shell = subprocess.run(["bash", "-c", script], cwd=folder, env=env, capture_output=True, text=True, timeout=60)
+        shell = subprocess.run(
+            ["bash", "-c", script], cwd=folder, env=env, capture_output=True, text=True, timeout=PATIENCE_S
+        )
         assert shell.returncode == 0, f"{example.typed}{shell.stderr}"
         (asked,) = ASKED.findall(shell.stderr)
         done.append(Ran(example, shell.stdout, int(asked[0]), asked[1], asked[2].removeprefix(controller.url)))

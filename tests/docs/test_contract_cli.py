@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 from live import Live, Parrot
 from test_contract_sdk import command_of, how_it_goes
-from waiting import wait_until
+from waiting import PATIENCE_S, wait_until
 
 from llmsched.cli.main import ALL, cli
 from llmsched.spec import http_models, node_models, trial_models, usage_models
@@ -104,7 +104,7 @@ def test_json_is_exactly_the_model_of_the_route(run: Run, controller: Live) -> N
     client.apply([{"name": "other", "kind": "task", "task": task}, search])
     web = {"name": "web", "kind": "serve", "serve": {"model": {"source": "hf://a/b"}}}
     client.apply([web])
-    client.wait("web", timeout_s=30)
+    client.wait("web", timeout_s=PATIENCE_S)
     client.apply([{**web, "envs": {"MODE": "fast"}}])
     wait_until(lambda: client.status("web").answered == 2)
     for route, _, answer, _, command in contract.rows(contract.API, "Routes"):

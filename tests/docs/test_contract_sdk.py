@@ -14,6 +14,7 @@ import click
 import contract
 import pytest
 from live import Live, Parrot
+from waiting import PATIENCE_S
 
 from llmsched import errors
 from llmsched.cli.main import cli
@@ -38,7 +39,7 @@ def test_the_page_of_the_sdk_runs_from_top_to_bottom(controller: Live, tmp_path:
     script.write_text("\n".join(example.typed for example in contract.examples(contract.SDK, "python")))
     env = {**os.environ, "LLMSCHED_ADDRESS": controller.url, "LLMSCHED_TOKEN": controller.token}
     with controller.endpoint(Parrot()):
-        ran = subprocess.run([sys.executable, script], env=env, capture_output=True, text=True, timeout=90)
+        ran = subprocess.run([sys.executable, script], env=env, capture_output=True, text=True, timeout=PATIENCE_S)
     assert ran.returncode == 0, ran.stderr
     said = ran.stdout.splitlines()
     assert "stdout here" in ran.stdout and "end  0" in said

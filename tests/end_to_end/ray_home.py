@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
-from waiting import SLACK, wait_until
+from waiting import PATIENCE_S, SLACK, wait_until
 
 from llmsched.client import Client
 from llmsched.executors.local_ray import MARKER
@@ -134,7 +134,7 @@ def gpus_held_in_ray(home: Home) -> list[float]:
     assert cluster is not None
     environment = {**os.environ, **local_ray.environment(home.folder)}
     command = [sys.executable, "-c", HELD, cluster.address]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, cwd=home.folder)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE_S, cwd=home.folder)
     assert done.returncode == 0, done.stderr
     return [float(value) for value in json.loads(done.stdout.splitlines()[-1])]
 

@@ -25,7 +25,7 @@ import psutil
 import pytest
 from ray_home import Home, assert_ray_and_ledger_agree
 from traffic import CLIENTS, Traffic
-from waiting import SLACK, has_ended, wait_until
+from waiting import PATIENCE_S, SLACK, has_ended, wait_until
 
 from llmsched.client import Client
 from llmsched.errors import LlmschedError
@@ -86,7 +86,7 @@ def step_of(client: Client) -> int:
 
 def greet(home: Home, client: Client, name: str) -> dict[str, Any]:
     endpoint = client.health().urls["endpoint"]
-    answer = httpx.post(f"{endpoint}/v1/apps/echo", json={"name": name}, headers=home.bearer(), timeout=30)
+    answer = httpx.post(f"{endpoint}/v1/apps/echo", json={"name": name}, headers=home.bearer(), timeout=PATIENCE_S)
     assert answer.status_code == 200, answer.text
     return dict(answer.json())
 
@@ -409,7 +409,7 @@ def test_bad_requests_are_refused_in_words_with_their_exit_code(home: Home, tmp_
     assert "no-such-model" in said
     wrong = {**home.environment, "LLMSCHED_TOKEN": "llms_0000_" + "0" * 64}
     command = [sys.executable, "-m", "llmsched.cli.main", "status"]
-    done = subprocess.run(command, env=wrong, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=wrong, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 3 and "token" in done.stderr and "Traceback" not in done.stderr
 
 

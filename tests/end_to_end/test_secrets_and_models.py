@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 from ray_home import SharedHome
-from waiting import SLACK
+from waiting import PATIENCE_S, SLACK
 
 from llmsched.client import Client
 from llmsched.executors import local_ray
@@ -96,7 +96,7 @@ def test_a_secret_reaches_the_work_and_no_log_of_ours_or_of_rays(home: SharedHom
         "authorization": f"Bearer {(local_ray.runtime_folder(home.folder) / local_ray.TOKEN).read_text().strip()}"
     }
     for page in ("/api/v0/actors?detail=1", "/api/v0/tasks?detail=1", "/api/v0/workers?detail=1", "/api/jobs/"):
-        answer = httpx.get(dashboard + page, headers=headers, timeout=30)
+        answer = httpx.get(dashboard + page, headers=headers, timeout=PATIENCE_S)
         assert answer.status_code == 200 and CANARY not in answer.text
 
 
@@ -110,7 +110,7 @@ def test_a_model_that_is_published_takes_over_the_endpoint_while_it_answers(home
         headers = home.bearer()
         until = time.monotonic() + SLACK * 90
         while [one.id for one in client.status("tones").gangs] != ["tones/1"] or client.status("tones").size != 1:
-            answer = httpx.post(url, json={"model": "tones", "input": "a joy"}, headers=headers, timeout=30)
+            answer = httpx.post(url, json={"model": "tones", "input": "a joy"}, headers=headers, timeout=PATIENCE_S)
             assert answer.status_code == 200, answer.text
             assert time.monotonic() < until, home.llmsched("story", "tones")
             time.sleep(0.1)

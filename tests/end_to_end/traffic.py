@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import httpx
 from ray_home import Home
+from waiting import PATIENCE_S
 
 from llmsched.errors import LlmschedError
 
@@ -47,7 +48,7 @@ class Traffic:
             thread.join()
 
     def _forever(self, work: Callable[[httpx.Client], str]) -> None:
-        with httpx.Client(headers=self.home.bearer(), timeout=30) as http:
+        with httpx.Client(headers=self.home.bearer(), timeout=PATIENCE_S) as http:
             while not self._stop.is_set():
                 try:
                     trouble = work(http)

@@ -8,7 +8,7 @@ import threading
 import time
 from pathlib import Path
 
-from waiting import SLACK
+from waiting import PATIENCE_S, SLACK
 
 from llmsched.executors import wire
 from llmsched.executors.local_ray import environment
@@ -66,7 +66,7 @@ class BridgePipe:
     def close(self, stop_everything=False, timeout=60):
         self.send("close", wire.Close(stop_everything))
         self.until(wire.Closed, timeout)
-        return self.process.wait(timeout=10)
+        return self.process.wait(timeout=PATIENCE_S)
 
 
 def order(gang, kind, spec, nodes, storage, *, attempt=1, gpus=1.0, cpus=1.0, **more):

@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import psutil
 from bridge_pipe import BridgePipe, order
+from waiting import PATIENCE_S
 from wheels import write_wheel
 
 from llmsched.channels import Channels
@@ -73,7 +74,7 @@ class Lab:
     def stop(self, gang, kind, mode="stop", grace_s=10.0, attempt=1):
         self.bridge.send("stop", StopOrder(gang, attempt, 1, kind, mode, grace_s))
 
-    def execute(self, gang, kind, argv, rank=0, timeout_s=30.0):
+    def execute(self, gang, kind, argv, rank=0, timeout_s=PATIENCE_S):
         """What a command beside a member wrote, and how it ended."""
         before = len(self.bridge.seen)
         name = f"{gang}-{before}"

@@ -110,7 +110,7 @@ def test_deployments_run_where_their_members_were_placed_outlive_the_bridge_and_
     lab.until(Started, "wide/0")
     lab.bridge.send("route", routes(1, "llms/wide/0/1"))
     endpoint = lab.bridge.until(Connected).urls["endpoint"]
-    client = httpx.Client(base_url=endpoint, headers={"Authorization": f"Bearer {KEY}"}, timeout=30)
+    client = httpx.Client(base_url=endpoint, headers={"Authorization": f"Bearer {KEY}"}, timeout=PATIENCE_S)
     wait_until(lambda: answers(client) == 200, 30, "the first answer")
     answer = client.post("/v1/apps/desk").json()
     assert [one["says"] for one in answer["copies"]] == ["hello from a wheel"] * 2

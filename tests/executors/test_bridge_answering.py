@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 import pytest
+from waiting import PATIENCE_S
 
 from llmsched.executors.bridge.answering import ASK_EVERY_S, GIVE_UP_AFTER_S, Answering
 
@@ -42,21 +43,21 @@ def raises() -> None:
 def test_a_question_that_hangs_or_fails_is_given_up(ask) -> None:
     clock, lost = Clock(), threading.Event()
     Answering(ask, lost.set, clock.pause).start()
-    assert clock.watching.acquire(timeout=30)
+    assert clock.watching.acquire(timeout=PATIENCE_S)
     for _ in range(int(GIVE_UP_AFTER_S / ASK_EVERY_S) - 1):
         clock.tick()
     assert not lost.is_set()
     clock.watches.release()
-    assert lost.wait(30)
+    assert lost.wait(PATIENCE_S)
 
 
 def test_who_answers_now_and_then_is_not_given_up() -> None:
     clock, lost, asked = Clock(), threading.Event(), threading.Semaphore(0)
     Answering(asked.release, lost.set, clock.pause).start()
-    assert clock.watching.acquire(timeout=30) and asked.acquire(timeout=30)
+    assert clock.watching.acquire(timeout=PATIENCE_S) and asked.acquire(timeout=PATIENCE_S)
     for number in range(4 * int(GIVE_UP_AFTER_S / ASK_EVERY_S)):
         if number % 10 == 0:
             clock.asks.release()
-            assert asked.acquire(timeout=30)
+            assert asked.acquire(timeout=PATIENCE_S)
         clock.tick()
     assert not lost.is_set()

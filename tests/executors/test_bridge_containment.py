@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from ray.exceptions import GetTimeoutError
+from waiting import PATIENCE_S
 
 from llmsched.executors.bridge import containment as module
 from llmsched.executors.bridge.containment import Containment
@@ -47,7 +48,7 @@ class Cluster:
         return [one.name for one in self.containment.look().actors(HOG)]
 
     def _serve(self) -> dict[str, str]:
-        assert self.serve_answers.wait(30)
+        assert self.serve_answers.wait(PATIENCE_S)
         return {}
 
     def _answer(self, pids: list[int], timeout: float) -> list[str]:
@@ -66,7 +67,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
 def until_made_is_known(cluster: Cluster) -> None:
     for asking in list(cluster.containment._asking.values()):
         if asking is not cluster.containment._asking.get("Serve"):
-            asking.result(30)
+            asking.result(PATIENCE_S)
 
 
 def test_a_serve_that_hangs_keeps_back_nothing_that_a_node_knows(cluster: Cluster) -> None:

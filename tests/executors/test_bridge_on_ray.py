@@ -17,7 +17,7 @@ import httpx
 import psutil
 import pytest
 from lab import KEY, answers, routes
-from waiting import has_ended, wait_until
+from waiting import PATIENCE_S, has_ended, wait_until
 
 from llmsched.executors import wire
 from llmsched.executors.port import (
@@ -233,7 +233,7 @@ def test_replicas_answer_through_the_gateway_drain_without_breaking_streams_and_
     assert (out, ended.code) == ("beside a replica\nhello from a wheel\n", 3)
 
     endpoint = lab.bridge.until(Connected).urls["endpoint"]
-    client = httpx.Client(base_url=endpoint, headers={"Authorization": f"Bearer {KEY}"}, timeout=30)
+    client = httpx.Client(base_url=endpoint, headers={"Authorization": f"Bearer {KEY}"}, timeout=PATIENCE_S)
     wait_until(lambda: answers(client) == 200, 30, "the first answer")
     assert httpx.post(f"{endpoint}/v1/apps/desk", json={}).status_code == 401
     assert httpx.get(f"{endpoint}/").status_code == httpx.get(f"{endpoint}/-/routes").status_code == 401
@@ -273,14 +273,14 @@ def test_replicas_answer_through_the_gateway_drain_without_breaking_streams_and_
     with lab.driver(THEIRS) as somebody:
         taken = lab.until(Vanished, "desk/0", attempt=2)
         assert taken.by_others and "by somebody" in taken.message
-        assert somebody.wait(60) == 0, "their application was on our port, or could not be deployed"
+        assert somebody.wait(PATIENCE_S) == 0, "their application was on our port, or could not be deployed"
     lab.bridge.send("route", routes(5, "llms/desk/0/3"))
     lab.launch(replica(0, attempt=3))
     lab.until(Started, "desk/0", attempt=3)
     wait_until(lambda: answers(client) == 200, 30, "an answer from the Serve that came after")
     since = len(lab.bridge.seen)
     with lab.driver(KILLS_THE_GATEWAY) as somebody:
-        assert somebody.wait(60) == 0
+        assert somebody.wait(PATIENCE_S) == 0
     while not (seen := lab.bridge.until(EndpointSeen, since=since)).trouble:
         since = lab.bridge.seen.index(seen, since) + 1  # a second gateway has come meanwhile
     assert "does not answer" in seen.trouble
@@ -303,7 +303,7 @@ THEIRS = """if True:
         def __call__(self, request): return "mine"
     ray.init(address=sys.argv[1], log_to_driver=False)
     handle = serve.run(Mine.bind(), name="mine", route_prefix="/mine")
-    assert handle.remote(None).result(timeout_s=30) == "mine"
+    assert handle.remote(None).result(timeout_s=PATIENCE_S) == "mine"
     serve.shutdown()
 """
 
@@ -369,7 +369,9 @@ def test_what_attempts_take_beyond_their_gangs_is_theirs_and_ends_with_them(lab,
         wait_until((tmp_path / kind).exists, 90, f"{kind} has what it wants")
         since = time.monotonic()
         used = (ForeignSeen(lab.nodes[1], gpus, 0.0, 0),)
-        lab.until(ExcessSeen, f"hoard-{kind}/0", timeout=30, used=used)  # said in parts, where one is seen first
+        lab.until(
+            ExcessSeen, f"hoard-{kind}/0", timeout=PATIENCE_S, used=used
+        )  # said in parts, where one is seen first
         print(f"{kind}: {gpus} GPUs of excess were told {max(0.0, lab.bridge.at - since):.1f} s after they were taken")
         told[kind] = json.loads((tmp_path / kind).read_text())
 
@@ -381,7 +383,7 @@ def test_what_attempts_take_beyond_their_gangs_is_theirs_and_ends_with_them(lab,
     assert ends == {"task": "failed", "train": "released", "serve": "released"}
     assert [kind for kind, one in told.items() if not all(map(has_ended, one["children"]))] == []
     with lab.driver(LEFT, str(tmp_path / "left")) as driver:
-        assert driver.wait(60) == 0
+        assert driver.wait(PATIENCE_S) == 0
     left = json.loads((tmp_path / "left").read_text())
     assert left["gpus"] == 0
     assert [name for names in (left["actors"], left["groups"]) for name in names if "hoard" in name] == []
@@ -399,10 +401,10 @@ def test_capacity_that_is_asked_for_reaches_rays_autoscaler_until_it_is_withdraw
     """
     lab.bridge.send("request_capacity", wire.capacity_of([({"GPU": 2.0}, {"ray.io/accelerator-type": "A100"}, 3)]))
     with lab.driver(request, json.dumps([{"GPU": 2.0}] * 3)) as asked:
-        assert asked.wait(30) == 0
+        assert asked.wait(PATIENCE_S) == 0
     lab.bridge.send("request_capacity", wire.capacity_of([]))
     with lab.driver(request, "[]") as withdrawn:
-        assert withdrawn.wait(30) == 0
+        assert withdrawn.wait(PATIENCE_S) == 0
 
 
 def test_what_no_live_attempt_owns_is_reaped_with_everything_it_holds(lab):
@@ -411,7 +413,7 @@ def test_what_no_live_attempt_owns_is_reaped_with_everything_it_holds(lab):
     lab.bridge.process.kill()
     lab.bridge = lab.connect()  # control does not know of any attempt
     lab.launch(lab.order("heir/0", "task", {"task": {"run": ["true"]}}, lab.nodes[:1], gpus=2.0))
-    assert lab.bridge.until(Ended, gang="heir/0", timeout=40).outcome == "succeeded"
+    assert lab.bridge.until(Ended, gang="heir/0", timeout=PATIENCE_S).outcome == "succeeded"
 
 
 def test_an_attempt_that_is_not_there_any_more_has_vanished_and_one_that_ended_says_so_again(lab):

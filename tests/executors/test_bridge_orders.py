@@ -7,6 +7,7 @@ import threading
 from dataclasses import replace
 
 import pytest
+from waiting import PATIENCE_S
 
 from llmsched.executors import wire
 from llmsched.executors.bridge.main import Bridge
@@ -32,7 +33,7 @@ def test_an_order_that_raises_is_tried_again_after_pauses_and_those_behind_it_wa
     is_followed = threading.Event()
 
     def sick():
-        assert is_followed.wait(30)
+        assert is_followed.wait(PATIENCE_S)
         error = next(tries)
         order_of_things.append("sick")
         if error:
@@ -41,7 +42,7 @@ def test_an_order_that_raises_is_tried_again_after_pauses_and_those_behind_it_wa
     orders.put(Order("a", sick, lambda why: order_of_things.append(why)))
     orders.put(Order("a", lambda: order_of_things.append("next"), lambda why: order_of_things.append(why)))
     is_followed.set()
-    assert done.get(timeout=30) == "a"
+    assert done.get(timeout=PATIENCE_S) == "a"
     assert order_of_things == ["sick", "sick", "sick", "next"]
     assert paused == list(PAUSES_S[:2])
 
@@ -57,12 +58,12 @@ def test_what_no_try_can_do_is_told_once_and_takes_nothing_else_along():
         raise BrokenPipeError("nobody hears it")
 
     orders.put(Order("a", sick, told.append))
-    assert done.get(timeout=30) == "a" and told == ["RuntimeError: Ray is away"]
+    assert done.get(timeout=PATIENCE_S) == "a" and told == ["RuntimeError: Ray is away"]
     orders.put(Order("b", sick, mute))
-    assert done.get(timeout=30) == "b"
+    assert done.get(timeout=PATIENCE_S) == "b"
     ran = threading.Event()
     orders.put(Order("c", ran.set, told.append))
-    assert ran.wait(30)
+    assert ran.wait(PATIENCE_S)
 
 
 class Sick:
@@ -111,7 +112,7 @@ def test_each_order_about_an_attempt_is_answered_although_ray_is_away(op, body, 
     bridge._commands = bridge._reaper = bridge._warm = Quiet()
     bridge._orders = Orders(lambda _: None, lambda _: None, lambda _: None)
     bridge._take(op, body)
-    told = pipe.sent.get(timeout=30)
+    told = pipe.sent.get(timeout=PATIENCE_S)
     assert type(told) is answer and (told.gang, told.attempt) == ("a/0", 1)
     assert "Ray is away" in told.message
 

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 
 import httpx
 import pytest
-from waiting import has_ended, wait_until
+from waiting import PATIENCE_S, has_ended, wait_until
 
 from llmsched import file_lock
 from llmsched.errors import ClusterError
@@ -42,7 +42,7 @@ async def kept(home, port=0, stop=False):
 
 
 async def until_runs(home, but=0, note=proxy.NOTES[0]):
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         while (found := endpoint_proxy.running(home, note)) is None or found.pid == but:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     return found
@@ -157,7 +157,7 @@ def test_it_ends_when_controller_and_gateway_are_gone_for_long_and_not_before(ho
                 (home / proxy.GATEWAY).write_text(json.dumps(gateway.sockets[0].getsockname()))
                 fcntl.flock(lock, fcntl.LOCK_UN)
                 await stays()
-        await asyncio.wait_for(serving, 30)
+        await asyncio.wait_for(serving, PATIENCE_S)
 
     asyncio.run(main())
 
@@ -218,7 +218,7 @@ def test_a_proxy_that_does_not_start_is_told_beside_what_is_told_of_the_gateway(
         keeper = EndpointProxy(home)
         told = keeper.in_front_of(lambda seen: heard.append(seen.trouble) if isinstance(seen, EndpointSeen) else None)
         keeper.start()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             while not heard:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
             told(EndpointSeen("the gateway was not well"))

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from waiting import PATIENCE_S
 
 from llmsched.api import logs, results, workdirs
 from llmsched.control import model_files
@@ -188,14 +189,14 @@ def test_acting_as_somebody_is_of_one_thread(ray, closed):
     seen = []
 
     def other():
-        inside.wait(10)
+        inside.wait(PATIENCE_S)
         seen.append((closed / "token").read_text())
         looked.set()
 
     threading.Thread(target=other).start()
     with ray_user.acting_as(ray):
         inside.set()
-        assert looked.wait(10)
+        assert looked.wait(PATIENCE_S)
     assert seen == ["canary"]
 
 

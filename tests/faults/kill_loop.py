@@ -119,7 +119,7 @@ async def started(folder: Path, port: int) -> tuple[asyncio.subprocess.Process, 
 async def submit(url: str, headers: dict[str, str], client: str, acknowledged: dict[str, int], stop: Any) -> None:
     """One submission after the other, each until it is answered."""
     number = 0
-    async with httpx.AsyncClient(base_url=url, headers=headers, timeout=30) as http:
+    async with httpx.AsyncClient(base_url=url, headers=headers, timeout=100) as http:
         while not stop.is_set():
             name = f"{client}-{number}"
             spec = {"name": name, "kind": "task", "resources": {"cpus": 1}, "task": {"run": ["true"]}}
@@ -143,7 +143,7 @@ async def submit(url: str, headers: dict[str, str], client: str, acknowledged: d
 async def names(url: str, headers: dict[str, str]) -> dict[str, int]:
     """Every workload there is, by pages, and how many runs each name has."""
     known: dict[str, dict[str, None]] = {}
-    async with httpx.AsyncClient(base_url=url, headers=headers, timeout=30) as http:
+    async with httpx.AsyncClient(base_url=url, headers=headers, timeout=100) as http:
         left: list[str | None] = [None]
         while left:
             cursor = left.pop()

@@ -11,7 +11,9 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+from waiting import PATIENCE_S
 
+from llmsched.control import lease
 from llmsched.control.controller import Controller
 from llmsched.control.recovery import fold
 from llmsched.core.facts import Submitted
@@ -78,11 +80,12 @@ def killed_run(path: Path, acknowledged: Path, kill_at: int) -> None:
 
 
 @pytest.mark.parametrize("kill_at", range(35, 140, 8))
-def test_every_answer_holds_after_a_kill(tmp_path, kill_at):
+def test_every_answer_holds_after_a_kill(tmp_path, kill_at, monkeypatch):
+    monkeypatch.setattr(lease, "LEASE_S", 10 * PATIENCE_S)
     path, acks = tmp_path / "state.sqlite", tmp_path / "acks"
     child = FORK.Process(target=killed_run, args=(path, acks, kill_at))
     child.start()
-    child.join(30)
+    child.join(PATIENCE_S)
     assert child.exitcode == -signal.SIGKILL
     acknowledged = [json.loads(line) for line in acks.read_text().splitlines()] if acks.exists() else []
 
@@ -98,7 +101,7 @@ def test_every_answer_holds_after_a_kill(tmp_path, kill_at):
     async def go_on() -> None:
         controller = controller_on(path)
         running = asyncio.create_task(controller.run())
-        await asyncio.wait_for(controller.started.wait(), 5)  # the lease of a dead process is free at once
+        await asyncio.wait_for(controller.started.wait(), PATIENCE_S)  # the lease of a dead process is free at once
         for name in NAMES:  # a client that heard nothing asks again, with its key
             (applied,) = await controller.submit([spec(name)], user="ann", idempotency_key=f"key-{name}")
             assert (applied.id, applied.outcome) == (name, "created")

@@ -10,6 +10,7 @@ import signal
 from contextlib import contextmanager
 
 import pytest
+from waiting import PATIENCE_S
 
 from llmsched.control import controller as controller_module
 from llmsched.control.controller import Controller
@@ -37,7 +38,7 @@ def spec(name, letters=0):
 
 
 async def until(condition):
-    deadline = asyncio.get_running_loop().time() + 30
+    deadline = asyncio.get_running_loop().time() + PATIENCE_S
     while not condition():
         assert asyncio.get_running_loop().time() < deadline
         await asyncio.sleep(0.005)
@@ -98,7 +99,7 @@ def test_a_controller_that_was_killed_starts_on_a_full_disk_to_be_read_and_goes_
     path = tmp_path / "state.sqlite"
     child = multiprocessing.get_context("fork").Process(target=killed_after, args=(path,))
     child.start()
-    child.join(30)
+    child.join(PATIENCE_S)
     assert child.exitcode == -signal.SIGKILL
 
     async def story():

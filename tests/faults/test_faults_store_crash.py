@@ -8,6 +8,8 @@ import signal
 import sqlite3
 from pathlib import Path
 
+from waiting import PATIENCE_S
+
 from llmsched.core.facts import Submitted, Tick
 from llmsched.core.workload import Workload
 from llmsched.store import sqlite as store_module
@@ -67,7 +69,7 @@ def test_a_kill_at_any_statement_loses_nothing_that_was_acknowledged(tmp_path):
         path, acks = folder / "state.sqlite", folder / "acks"
         child = FORK.Process(target=scripted_run, args=(path, acks, kill_at, [0]))
         child.start()
-        child.join(20)
+        child.join(PATIENCE_S)
         assert child.exitcode == -signal.SIGKILL, f"point {kill_at}"
 
         acknowledged = len(acks.read_text().split()) if acks.exists() else 0

@@ -6,6 +6,7 @@ import json
 from contextlib import aclosing
 
 import httpx
+from waiting import PATIENCE_S
 
 from llmsched.gateway.front import Gateway
 from llmsched.gateway.replicas import ReplicaGone
@@ -114,6 +115,6 @@ def events(response):
 
 
 async def until(condition):
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0)

@@ -79,7 +79,7 @@ def table(version, *names, hold_s=30.0):
     }
 
 
-async def until(what, condition, seconds=30):
+async def until(what, condition, seconds=100):
     try:
         async with asyncio.timeout(seconds):
             while not await condition():  # noqa: ASYNC110
@@ -91,7 +91,7 @@ async def until(what, condition, seconds=30):
 class Scenario:
     def __init__(self, url, handle):
         self.handle = handle
-        self.client = httpx.AsyncClient(base_url=url, headers=AUTH, timeout=60)
+        self.client = httpx.AsyncClient(base_url=url, headers=AUTH, timeout=100)
 
     async def ask(self, **body):
         return await self.client.post("/v1/chat/completions", json={"model": "qwen", **body})

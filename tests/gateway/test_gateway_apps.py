@@ -7,6 +7,7 @@ import socket
 
 import pytest
 from gateway_house import AUTH, KEY, House
+from waiting import PATIENCE_S
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
@@ -242,7 +243,7 @@ def test_a_websocket_goes_both_ways_and_the_app_hears_of_its_end():
                 for word in ("one", "two"):
                     await client.send(word)
                     assert await client.recv() == word.upper()
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(PATIENCE_S):
                 while not house.seen:  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
             assert heard[-1]["type"] == "websocket.disconnect"

@@ -4,6 +4,7 @@ import asyncio
 import threading
 
 import pytest
+from waiting import PATIENCE_S
 
 from llmsched.gateway.asked import AHEAD, Asked
 
@@ -58,7 +59,7 @@ def test_a_caller_that_goes_is_a_client_that_has_left(loop):
     pieces = asked.pieces()
     assert next(pieces) == [{"n": 0}]
     asked.hang_up()
-    assert seen.wait(10)
+    assert seen.wait(PATIENCE_S)
 
 
 def test_an_application_is_never_far_ahead_of_who_reads_and_ends_when_nobody_does(loop):
@@ -74,4 +75,4 @@ def test_an_application_is_never_far_ahead_of_who_reads_and_ends_when_nobody_doe
     next(pieces)
     assert len(sent) <= 2 * AHEAD + 2
     pieces.close()
-    assert over.wait(10)
+    assert over.wait(PATIENCE_S)

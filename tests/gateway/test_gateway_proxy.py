@@ -14,6 +14,7 @@ import pytest
 import uvloop
 from gateway_house import House, until
 from test_gateway_connections import served
+from waiting import PATIENCE_S
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
@@ -207,7 +208,7 @@ def test_what_is_no_second_request_is_refused_after_the_answer_to_the_first(tmp_
         assert b"connection: close" in refused
         assert json.loads(refused.partition(b"\r\n\r\n")[2])["error"]["type"] == "invalid_request_error"
 
-    uvloop.run(asyncio.wait_for(main(), 60))
+    uvloop.run(asyncio.wait_for(main(), PATIENCE_S))
 
 
 def test_a_body_that_cannot_be_read_on_is_refused_unless_an_answer_has_begun(tmp_path):
@@ -223,7 +224,7 @@ def test_a_body_that_cannot_be_read_on_is_refused_unless_an_answer_has_begun(tmp
                 writer.close()
                 assert answered.startswith(b"HTTP/1.1 " + status) and answered.count(b"HTTP/1.1 ") == 1
 
-    uvloop.run(asyncio.wait_for(main(), 60))
+    uvloop.run(asyncio.wait_for(main(), PATIENCE_S))
 
 
 def test_pieces_of_a_stream_come_as_they_are_made_and_whoever_leaves_ends_it(tmp_path):
@@ -411,7 +412,7 @@ def test_a_caller_who_reads_nothing_does_not_stay(tmp_path, monkeypatch):
             async with in_front(tmp_path, place) as (host, port):
                 _, writer = await asyncio.open_connection(host, port)
                 writer.write(b"GET / HTTP/1.1\r\n\r\n")
-                await asyncio.wait_for(ended.wait(), 20)
+                await asyncio.wait_for(ended.wait(), PATIENCE_S)
                 writer.close()
 
     uvloop.run(main())

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from ray.train import RunConfig
+from waiting import PATIENCE_S
 
 import llmsched
 
@@ -105,7 +106,7 @@ made = client.get_deploy_args("model", replica_config=config, deployment_config=
 told = ReplicaConfig.from_proto_bytes(made["replica_config_proto_bytes"], True).ray_actor_options
 print(made["deployer_job_id"], told["runtime_env"])
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.stdout.split(maxsplit=1) == ["01", "{'env_vars': {'A': '1', 'OWNER': 'me'}}\n"], done.stderr
 
 

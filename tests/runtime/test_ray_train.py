@@ -14,6 +14,7 @@ import ray.train
 import torch
 from ray.train import Checkpoint, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from waiting import PATIENCE_S
 
 from llmsched.runtime import Context, artifact, checkpoint, elastic, enter, environment
 from llmsched.runtime.ray_train import LoopApi, is_trainer
@@ -150,7 +151,7 @@ def test_parts_of_several_ranks_become_one_checkpoint(tmp_path: Path) -> None:
         return value
 
     _report(tmp_path, 0, tell)
-    other.join(60)
+    other.join(PATIENCE_S)
     assert other.exitcode == 0
     with enter(Context.alone(tmp_path, attempt=2, world_size=3)):
         assert read(alone().get_checkpoint()) == {"shard-0": "0", "shard-1": "1", "same": "of all"}

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from waiting import has_ended, wait_until
+from waiting import PATIENCE_S, has_ended, wait_until
 
 from llmsched.runtime import containment, guardian
 
@@ -296,7 +296,7 @@ def test_work_over_its_memory_is_told_and_ended(worker: Callable[..., Worker]) -
 def test_a_worker_whose_own_memory_is_over_has_time_to_tell_and_is_ended(worker: Callable[..., Worker]) -> None:
     one = worker(memory_bytes=100 * MIB, memory_action="end", counts_worker=True)
     one.do(f"b = b'x' * {400 * MIB}", "MEMORY True")
-    assert one.process.wait(30) == -signal.SIGKILL
+    assert one.process.wait(PATIENCE_S) == -signal.SIGKILL
 
 
 def test_a_warning_is_said_once_and_nothing_ended(worker: Callable[..., Worker]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from waiting import has_ended, wait_until
+from waiting import PATIENCE_S, has_ended, wait_until
 
 from llmsched.runtime import crew as module
 from llmsched.runtime.addressed import Addressed, can_be_left, first_attempt, supervisor_part, warm_name
@@ -67,7 +67,7 @@ def test_a_worker_goes_on_to_another_task_when_nothing_of_the_one_before_lives_a
     process.start()
     said.close()
     first, second, late, children, grown, told = heard.recv()
-    process.join(30)
+    process.join(PATIENCE_S)
     assert (first, second) == ([0, True], [3, True])
     assert has_ended(int((tmp_path / "pid").read_text())), "what left its session, its parent and its environment"
     assert (tmp_path / "mark").read_text().strip() == f"fails{mark}", "each task bears its own mark"

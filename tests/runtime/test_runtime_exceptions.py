@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from app_requests import ask
 from ray import cloudpickle
+from waiting import PATIENCE_S
 
 from llmsched.runtime import exceptions, failures, redaction
 from llmsched.runtime.exceptions import WorkError, in_words
@@ -157,8 +158,8 @@ def test_a_call_that_raises_is_answered_and_the_replica_lives(
 ) -> None:
     async def story() -> None:
         replica = host(kind, app)
-        answer = await asyncio.wait_for(ask(replica, body={}), 30)
-        streamed = await asyncio.wait_for(ask(replica, body={"stream": True}), 30)
+        answer = await asyncio.wait_for(ask(replica, body={}), PATIENCE_S)
+        streamed = await asyncio.wait_for(ask(replica, body={"stream": True}), PATIENCE_S)
         assert (answer.status, streamed.status) == (500, 200 if app == "Several" else 500)
         for told in (answer.json(), (streamed.events() if app == "Several" else [streamed.json()])[-1]):
             said = told["error"]["message"]

@@ -8,12 +8,12 @@ import threading
 
 import psutil
 import pytest
-from waiting import has_ended, wait_until
+from waiting import PATIENCE_S, has_ended, wait_until
 
 from llmsched.runtime import execute, redaction
 
 
-def run(*argv, timeout_s=20, stop=None, envs=(), folder="."):
+def run(*argv, timeout_s=PATIENCE_S, stop=None, envs=(), folder="."):
     said = list(execute.run(argv, str(folder), {**os.environ, **dict(envs)}, timeout_s, stop or threading.Event()))
     text = {name: "".join(item[1] for item in said if item[0] == name) for name in ("stdout", "stderr")}
     assert [item[0] for item in said].count("end") == 1

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import ray
+from waiting import PATIENCE_S
 
 from llmsched.runtime import containment, environment, gang_ray, own_ray_worker
 from llmsched.runtime.gang_ray import Door, envs_of, own
@@ -75,7 +76,7 @@ def test_all_who_come_are_led_to_the_one_that_the_first_had_started(echo: str) -
         comer.start()
     may_come_up.set()
     for comer in comers:
-        comer.join(10)
+        comer.join(PATIENCE_S)
     assert sorted(heard) == [b"0\n", b"1\n", b"2\n"]
     assert started == ["one"]
     assert ask(door.address, b"later\n") == b"later\n"

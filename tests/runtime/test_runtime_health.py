@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable
 from types import FrameType
 
+from waiting import PATIENCE_S
+
 from llmsched.runtime import pulse
 from llmsched.runtime.health import Health, Look, Pulse, Verdict
 
@@ -169,7 +171,7 @@ def test_a_pulse_tells_the_line_that_the_loop_is_in_and_whether_it_waits_for_oth
     pulse.EVERY_S = 0.01
     try:
         with pulse.beating(send):
-            enough.wait(30)
+            enough.wait(PATIENCE_S)
     finally:
         pulse.EVERY_S = before
     assert heard[0].at.startswith("wait, called in test_runtime_health.py:") and not heard[0].waits

@@ -5,6 +5,7 @@ import json
 import threading
 
 from app_requests import ask
+from waiting import PATIENCE_S
 
 from llmsched import sanitize
 from llmsched.runtime import in_hand, progress
@@ -37,7 +38,7 @@ def host(tmp_path, monkeypatch, limit=2):
 
 
 async def until(condition):
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.001)
 
@@ -127,7 +128,7 @@ def test_as_many_plain_calls_run_side_by_side_as_a_replica_may_have_in_hand(tmp_
     async def story():
         replica = host(tmp_path, monkeypatch, limit=12)
         together = threading.Barrier(12)
-        replica._replica._server._application._app = lambda body: together.wait(20)
+        replica._replica._server._application._app = lambda body: together.wait(PATIENCE_S)
         answers = await asyncio.gather(*(ask(replica, str(n), body={}) for n in range(12)))
         assert sorted(answer.json() for answer in answers) == list(range(12))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from waiting import wait_until
+from waiting import PATIENCE_S, wait_until
 
 from llmsched.runtime import private_ray, task
 from llmsched.runtime.containment import Cleared, OverMemory
@@ -111,7 +111,7 @@ def test_one_that_ends_by_itself_is_known_from_one_that_was_stopped(
 ) -> None:
     ends, stopped = made("ends"), made()
     ends.start("127.0.0.2", tmp_path)
-    assert ends.wait(30) and not ends.was_stopped
+    assert ends.wait(PATIENCE_S) and not ends.was_stopped
     assert ends.last_words() == ": gcs_server [exit code=-9]"
     stopped.start("127.0.0.2", tmp_path)
     stopped.stop()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import PATIENCE_S
 
 from llmsched.runtime import environment, progress, redaction
 from llmsched.runtime.attempt import Outcome
@@ -70,7 +71,7 @@ def test_what_a_command_writes_piece_by_piece_is_cleaned(tmp_path: Path, size: i
     before, after = text.split("x" * 200_000)
     child = subprocess.Popen([sys.executable, "-c", code, before, after], stdout=subprocess.PIPE, bufsize=0)
     assert child.stdout is not None
-    redaction.pump(child.stdout, (tmp_path / "log").open("wb", buffering=0)).join(30)
+    redaction.pump(child.stdout, (tmp_path / "log").open("wb", buffering=0)).join(PATIENCE_S)
     assert child.wait() == 0
     assert (tmp_path / "log").read_bytes().decode() == text.replace(CANARY, "***")
 

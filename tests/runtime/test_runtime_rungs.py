@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from waiting import wait_until
+from waiting import PATIENCE_S, wait_until
 
 from llmsched.runtime import Context, elastic, enter, progress, rungs
 from llmsched.runtime.rungs import Rungs
@@ -69,7 +69,7 @@ def test_a_trial_waits_at_each_rung_until_it_is_let_pass_and_all_that_it_said_ha
     assert trial.said == 8
     rungs.write(trial.store, GANG, Rungs([3, 9], "step", "loss", 9))
     trial.reaches(9)
-    trial.thread.join(30)
+    trial.thread.join(PATIENCE_S)
 
 
 def test_who_is_asked_to_leave_does_not_wait_and_who_passed_before_does_not_wait_again(folder: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from waiting import wait_until
+from waiting import PATIENCE_S, wait_until
 
 from llmsched.runtime import supervisor as module
 from llmsched.runtime.attempt import Life, Outcome
@@ -47,7 +47,7 @@ class Scripted:
     def end(self) -> None:
         self.did.append("ended")
         self.ends(Outcome("failed", "its process was killed", "interruption"))
-        self.life.left.wait(30)
+        self.life.left.wait(PATIENCE_S)
 
     def let_go(self) -> bool:
         self.did.append("let go")

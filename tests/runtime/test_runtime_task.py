@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from waiting import PATIENCE_S
 
 from llmsched.runtime.attempt import Outcome
 from llmsched.runtime.health import Pulse
@@ -64,7 +65,7 @@ def told_to_leave(folder: Path, *words: str) -> Ending:
         running.join(0.05)
         assert running.is_alive()
     worker.stop(30.0)
-    running.join(30)
+    running.join(PATIENCE_S)
     return ended[0]
 
 

@@ -7,6 +7,7 @@ import shlex
 
 import pytest
 from click.testing import CliRunner
+from waiting import PATIENCE_S
 
 from llmsched.cli.main import cli
 from llmsched.core.decisions import Launch
@@ -130,7 +131,7 @@ def journal(tmp_path):
         (4.0, Submitted(4.0, Workload("late", "late", "train", gpu))),
     ]
     for at, entry in entries:
-        store.commit(Batch(at, [entry])).result(10)
+        store.commit(Batch(at, [entry])).result(PATIENCE_S)
     store.close()
     return tmp_path / "state.sqlite"
 

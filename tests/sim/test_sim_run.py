@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from waiting import PATIENCE_S
 
 from llmsched.core import configuration
 from llmsched.errors import SpecError
@@ -221,7 +222,7 @@ def test_the_same_trace_gives_the_same_digest_in_two_processes_with_two_hash_see
             text=True,
             check=True,
             env={**os.environ, "PYTHONHASHSEED": seed},
-            timeout=60,
+            timeout=PATIENCE_S,
         )
         digests.add(done.stdout.strip())
     assert len(digests) == 1

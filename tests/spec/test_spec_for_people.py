@@ -10,6 +10,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml
+from waiting import PATIENCE_S
 
 import llmsched
 from llmsched.spec import init
@@ -117,4 +118,4 @@ llmsched.spec.load.load("name: a\\nkind: task\\ntask: {run: [x]}")
 heavy = {"ray", "torch", "transformers", "peft", "numpy", "fastapi", "httpx"} & set(sys.modules)
 assert not heavy, heavy
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE_S)

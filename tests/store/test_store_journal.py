@@ -14,6 +14,7 @@ from concurrent.futures import wait
 from contextlib import contextmanager
 
 import pytest
+from waiting import PATIENCE_S
 
 from llmsched.core.decisions import Launch
 from llmsched.core.facts import Bound, Cancelled, Published, Submitted, Tick
@@ -49,7 +50,7 @@ def opened(path, owner="test"):
 
 
 def put(store, *entries, at=1.0, rows=()):
-    return store.commit(Batch(at, entries, rows)).result(10)
+    return store.commit(Batch(at, entries, rows)).result(PATIENCE_S)
 
 
 def submitted(name, at=1.0):
@@ -207,7 +208,7 @@ def test_a_store_whose_wal_is_gone_stops_the_start(path):
     store.close()
     child = multiprocessing.get_context("fork").Process(target=killed_after_writing, args=(path,))
     child.start()
-    child.join(30)
+    child.join(PATIENCE_S)
     for name in ("state.sqlite-wal", "state.sqlite-shm"):
         (path.parent / name).unlink()
     with pytest.raises(StoreError, match="has 1 entries, and at least 61") as raised:

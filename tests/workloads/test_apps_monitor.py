@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 import pytest
 from scipy.special import betainc
 from starlette.exceptions import HTTPException
+from waiting import PATIENCE_S
 
 from llmsched.data.rows import DataError
 from llmsched.errors import ClusterError
@@ -256,5 +257,5 @@ def test_one_that_is_given_a_folder_follows_it_by_itself(monkeypatch, tmp_path):
     monkeypatch.setattr(monitor.progress, "report", lambda **numbers: numbers.get("rows") == 2 and counted.set())
     app = Monitor(rows=str(tmp_path), follow=0.01)
     (tmp_path / "feed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows([2])))
-    assert counted.wait(60)
+    assert counted.wait(PATIENCE_S)
     app._closing.set()

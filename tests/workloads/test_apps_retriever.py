@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from starlette.exceptions import HTTPException
 from vectors import asked_for, vector
-from waiting import wait_until
+from waiting import PATIENCE_S, wait_until
 
 from llmsched.errors import ClusterError, RequestError
 from workloads.apps import index as indices
@@ -128,7 +128,7 @@ def test_whoever_follows_the_files_ends_with_the_app(tmp_path, asked):
     wait_until(partial(knows, app, 5))
     del app
     gc.collect()
-    follower.join(10)
+    follower.join(PATIENCE_S)
     assert not follower.is_alive()
 
 

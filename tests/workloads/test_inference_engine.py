@@ -11,6 +11,7 @@ import tiny_models
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
+from waiting import PATIENCE_S
 
 from llmsched.data.parameters import RequestError, Sampling
 from workloads.inference import stuck
@@ -253,7 +254,7 @@ def test_closing_the_stream_frees_its_place_at_the_next_step(folder):
         await anext(endless)
         waiting = asyncio.create_task(say(engine, "x", max_tokens=3))
         await endless.aclose()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             await waiting
 
     try:

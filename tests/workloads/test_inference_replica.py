@@ -10,7 +10,7 @@ import pytest
 import tiny_models
 import torch
 from app_requests import ask, asked
-from waiting import wait_until
+from waiting import PATIENCE_S, wait_until
 
 from llmsched.data.parameters import RequestError
 from llmsched.runtime.environment import UserError
@@ -391,4 +391,4 @@ def test_an_app_of_ones_own_does_not_pay_for_torch(workdir):
         f"Replica({order({'app': 'desk_of_the_test.app:Desk'}, workdir=workdir)!r})",
         "sys.exit('torch' in sys.modules)",
     ]
-    subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True, timeout=PATIENCE_S)
