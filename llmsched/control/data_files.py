@@ -12,16 +12,19 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from llmsched.control import model_files
+from llmsched.control.dispatch import is_result
 from llmsched.control.gpu_memory import Verdict, source_of
 from llmsched.core.workload import Workload
 from llmsched.errors import RequestError
 
 LONGEST_S = 20.0
 AT_ONCE = 2
+ADAPTERS_AT_MOST = 100  # of one endpoint are looked at
 _VARIABLES = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH")  # no secret of the controller's
 _command: Sequence[str] = (sys.executable, "-P", "-m", "llmsched.data.look")
 _turns = asyncio.Semaphore(AT_ONCE)
@@ -44,6 +47,9 @@ async def look(verdict: Verdict, workload: Workload, spec: Mapping[str, Any]) ->
         for source in filter(None, (source_of(spec), *paths)):
             if is_of_a_hub(source):
                 return replace(verdict, refusal=_nowhere(workload, source))
+    if (spec.get("serve") or {}).get("adapters"):
+        doubts = await asyncio.to_thread(_of_other_bases, spec["serve"])
+        verdict = replace(verdict, warnings=(*verdict.warnings, *doubts))
     here: list[str] = []
     missing: list[str] = []
     for path in paths:
@@ -61,6 +67,25 @@ async def look(verdict: Verdict, workload: Workload, spec: Mapping[str, Any]) ->
         refusal = RequestError(f"{workload.id}: {'; '.join(errors)}", code="unusable_data", hint=hint)
         return replace(verdict, warnings=(*verdict.warnings, *warnings), refusal=refusal)
     return replace(verdict, warnings=(*verdict.warnings, *warnings, *errors))
+
+
+def _of_other_bases(serve: Mapping[str, Any]) -> list[str]:
+    """Adapters whose base is another one, as far as that shows here. A warning: a model may have two names, or be tuned
+    from that base. A replica notices other sizes only: of equal ones it would answer nonsense."""
+    serves, doubts = serve["model"]["source"], []
+    if is_result(serves):
+        return []
+    for each in serve["adapters"][:ADAPTERS_AT_MOST]:
+        if is_result(each["source"]):
+            continue
+        with suppress(model_files.UnknownModel):  # the workers find it, or say so
+            base = model_files.base_of(each["source"])
+            where = f"adapter {each['name']}: {each['source']}"
+            if base is None:
+                doubts.append(f"{where} names no base model, so it may be no adapter")
+            elif base.partition("@")[0] != serves.partition("@")[0]:
+                doubts.append(f"{where} is of {base}, and this serves {serves}: they may not fit together")
+    return doubts
 
 
 def _paths(spec: Mapping[str, Any]) -> list[str]:

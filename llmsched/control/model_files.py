@@ -87,6 +87,17 @@ def read(source: str) -> ModelFiles:
         raise UnknownModel(f"its files cannot be read ({error})") from None
 
 
+def base_of(source: str) -> str | None:
+    """The base model of an adapter, as a source. None: it names none, or is no adapter. Raises UnknownModel."""
+    try:
+        if source.partition(":")[0] in ("package", "hf"):
+            return _base_of(_locate(source))
+        with _in_whose_place():
+            return _base_of(_locate(source))
+    except _BROKEN as error:
+        raise UnknownModel(f"its files cannot be read ({error})") from None
+
+
 def _locate(source: str) -> Path:
     scheme, _, rest = source.partition(":") if ":" in source else ("", "", source)
     if scheme == "package":

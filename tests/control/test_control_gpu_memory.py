@@ -15,7 +15,8 @@ import pytest
 import yaml
 from control_harness import ANN, controlling
 
-from llmsched.control import gpu_memory, model_files
+from llmsched.control import data_files, gpu_memory, model_files
+from llmsched.control.gpu_memory import Verdict
 from llmsched.errors import RequestError
 from llmsched.spec.compile import compile_workload
 from llmsched.spec.load import load_json
@@ -296,3 +297,18 @@ def test_plan_and_apply_of_the_controller_know_it(seven_billion: str) -> None:
             assert not controller.state.workloads
 
     asyncio.run(scenario())
+
+
+def test_an_adapter_of_another_base_or_of_none_is_told_and_one_of_this_base_is_not(tmp_path: Path) -> None:
+    for name, base in (("mine", "org/base"), ("theirs", "org/b"), ("none", None)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+    named = [{"name": name, "source": str(tmp_path / name)} for name in ("mine", "theirs", "none", "elsewhere")]
+    model = {"model": {"source": "hf://org/base"}, "adapters": named}
+    [spec] = [load_json({"name": "chat", "kind": "serve", "serve": model})]
+    verdict = asyncio.run(data_files.look(Verdict(), compile_workload(spec), spec.dump()))
+    assert verdict.warnings == (
+        f"adapter theirs: {tmp_path}/theirs is of hf://org/b, and this serves hf://org/base: they may not fit together",
+        f"adapter none: {tmp_path}/none names no base model, so it may be no adapter",
+    )
+    assert verdict.refusal is None
