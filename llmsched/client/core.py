@@ -77,7 +77,7 @@ class AsyncClient(UsageQuestions):
         body = PlanRequest(specs=await self._load(specs, upload=False, reads=reads))
         planned = (await self._http.ask(http_models.PlannedList, "POST", "/api/v1/plan", body=body)).planned
         for one in planned:  # what lies in the workdir is seen from here
-            one.reads = one.reads or reads.get(one.name, [])
+            one.reads += [each for each in reads.get(one.name, ()) if each not in one.reads]
         return planned
 
     async def apply(

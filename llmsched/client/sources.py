@@ -20,9 +20,9 @@ def check(spec: Any, folder: Path) -> list[str]:
     check_apps(spec, folder)
     notes: list[str] = []
     if isinstance(spec, TrainSpec):
-        found = _training(spec.train.dump(), folder)
+        found, notes = _training(spec.train.dump(), folder)
     elif isinstance(spec, TuneSpec):
-        found = _search(spec, folder)
+        found, notes = _search(spec, folder)
     elif isinstance(spec, ServeSpec) and spec.serve.model is not None:
         found = _served("serve.model.source", spec.serve.model.source, spec.serve.task, folder)
     elif isinstance(spec, BatchSpec):
@@ -73,22 +73,27 @@ def _model(field: str, source: str, folder: Path) -> list[str]:
     return [] if is_there or place is None else [f"{field}: {look.missing(source, place)}"]
 
 
-def _training(train: dict[str, Any], folder: Path) -> list[str]:
-    """Of a `train` section as data."""
+def _training(train: dict[str, Any], folder: Path) -> tuple[list[str], list[str]]:
+    """What is wrong with a `train` section as data, and what its run will note."""
     from llmsched.data import look
 
     if train["base_model"] is None:
-        return []
+        return [], []
     models = [name for name in ("base_model", "teacher") if train[name]]
     found = [each for name in models for each in _model(f"train.{name}", train[name], folder)]
     here = [index for index, each in enumerate(train["datasets"]) if not _is_elsewhere(each["path"])]
-    return found + look.look(train, folder, is_complete=True, of=here)["errors"]
+    said = look.look(train, folder, is_complete=True, of=here)
+    return found + said["errors"], said["notes"]
 
 
-def _search(spec: TuneSpec, folder: Path) -> list[str]:
+def _search(spec: TuneSpec, folder: Path) -> tuple[list[str], list[str]]:
     """Of every trial that reads something else; each is told once."""
     found: dict[str, str] = {}
+    noted: list[str] = []
     for reading in readings(spec.dump(), spec.tune.space):
-        for each in _training(reading.train, folder):
+        wrong, notes = _training(reading.train, folder)
+        noted += notes
+        for each in wrong:
             found.setdefault(f"tune.{each}", reading.why)
-    return [f"{each} (a trial with {why})" if why else each for each, why in found.items()]
+    told = [f"{each} (a trial with {why})" if why else each for each, why in found.items()]
+    return told, list(dict.fromkeys(noted))

@@ -60,8 +60,7 @@ async def look(verdict: Verdict, workload: Workload, spec: Mapping[str, Any]) ->
     model = place_of(source_of(spec) or "s3://", None)
     looks = bool(here) or (model is not None and model_files.is_there(model / "config.json"))
     errors, notes = await _looked_at(_part(spec, here)) if looks else ([], [])
-    if spec["kind"] == "batch":
-        verdict = replace(verdict, notes=tuple(notes))
+    verdict = replace(verdict, notes=tuple(notes))
     if errors and not workload.after:
         hint = "Mend the file or the data set's columns, format, encoding or on_bad_row."
         refusal = RequestError(f"{workload.id}: {'; '.join(errors)}", code="unusable_data", hint=hint)

@@ -120,13 +120,28 @@ def _kind_of(path: Path) -> DataFile:
     )
 
 
+def splits_of(place: Path) -> set[str]:
+    """Those of which the names in a folder say that files are."""
+    found = sorted(place.rglob("*")) if place.is_dir() else []
+    names = [each.relative_to(place) for each in found if each.is_file()]
+    return {split for each in names if _is_data(each) and (split := _split_of(each))}
+
+
+def split_named(split: str) -> str:
+    """As `splits_of` has it: "val" is "validation"."""
+    return SPLITS.get(split.lower(), split)
+
+
 def _of_split(folder: Path, files: list[Path], split: str | None) -> list[Path]:
-    """A folder that holds several splits by their names: the files of the one that is asked for."""
+    """A folder that holds several splits by their names: the files of the one that is asked for. A folder that says
+    nothing of splits is of the one that is asked for, whatever that is."""
     named = {each: _split_of(each.relative_to(folder)) for each in files}
     there = {one for one in named.values() if one}
-    if split is None or len(there) < 2:
+    wanted = split and split_named(split)
+    if wanted is None or not there or (len(there) == 1 and wanted == "train"):  # where nothing is said it is "train"
         return files
-    wanted = SPLITS.get(split.lower(), split)
+    if there == {wanted}:
+        return files
     chosen = [each for each in files if named[each] == wanted]
     if not chosen:
         raise NothingThere(

@@ -106,6 +106,14 @@ def _place_of(label: str, read: Sequence[Read]) -> str:
     return ""
 
 
+def told(counts: Mapping[str, int], path: str) -> str:
+    """How often each label stands in a data set, the most frequent ones first."""
+    often = sorted(counts.items(), key=lambda each: -each[1])
+    many = f" and {len(often) - SHOWN:,} more" if len(often) > SHOWN else ""
+    shown = ", ".join(f"{name} {count:,}" for name, count in often[:SHOWN])
+    return f"{path}: {len(often)} labels: {shown or 'none'}{many}"
+
+
 def name_of(label: Any, class_names: Sequence[str] | None) -> str:
     """As a name; a number is one of `class_names` where the file keeps those. Raises Unusable."""
     if isinstance(label, bool):

@@ -41,6 +41,9 @@ def look(
         place = place_of(dataset["path"], folder)
         if place is None or (of is not None and index not in of):
             continue
+        if wrong := _learnt_too(train, index, place, folder):
+            errors.append(f"train.datasets.{index}.split: {wrong}")
+            continue
         there = files.is_pattern(str(place)) or place.exists()
         if not there:
             if is_complete or is_of_a_hub(dataset["path"]):
@@ -48,32 +51,49 @@ def look(
             continue
         try:
             rows, noted = _first_rows(train, dataset, place, folder)
-            notes += noted
-            if look_contents.limit_of(place, dataset.get("split")) is None:
+            is_whole = look_contents.limit_of(place, dataset.get("split")) is None
+            notes += noted if is_whole else [_of_first(each) for each in noted]
+            if is_whole:
                 read[index] = (dataset, rows, BadRows(dataset["path"]))
         except DataError as error:
             if not files.is_pattern(str(place)) or is_complete:
                 errors.append(f"train.datasets.{index}: {error}")
-    if wrong := _labels(train, read, folder):
-        errors.append(f"train.datasets: {wrong}")
+    try:
+        notes += _labels(train, read, folder)
+    except DataError as error:
+        errors.append(f"train.datasets: {error}")
     return {"errors": errors, "notes": notes}
 
 
-def _labels(train: Mapping[str, Any], read: Mapping[int, Read], folder: Path | None) -> str:
-    """What is wrong with the labels of all data sets, where all rows that are learnt were read; ""."""
+def _of_first(note: str) -> str:
+    return f"in the first rows of {note}" if "left out" in note or note.endswith(" rows") else note
+
+
+def _learnt_too(train: Mapping[str, Any], index: int, place: Path, folder: Path | None) -> str:
+    """What to say of rows of one split that are those of another one, too; ""."""
+    sets = train["datasets"]
+    path, split = sets[index]["path"], sets[index].get("split", "train")
+    others = [each.get("split", "train") for each in sets[:index] if place_of(each["path"], folder) == place]
+    other = next((each for each in others if each != split), None)
+    if other is None or files.splits_of(place):
+        return ""
+    return (
+        f'"{split}" and "{other}" are the same rows: {path} has no splits, which are files whose names say so, such as '
+        f'train.jsonl and {split}.jsonl. Name a file of its own, or hold a part out by "evaluation: {{fraction: 0.1}}"'
+    )
+
+
+def _labels(train: Mapping[str, Any], read: Mapping[int, Read], folder: Path | None) -> list[str]:
+    """Notes of the labels of all data sets, where all rows that are learnt were read. Raises DataError."""
     task = train.get("task", "causal-lm")
     sets = {index: each for index, each in enumerate(train.get("datasets") or ()) if each.get("task") in (None, task)}
     learnt = [index for index, each in sets.items() if each.get("split", "train") == "train"]
     module = _module_of(task, train.get("objective"))
     if train.get("objective") == DISTILL or not learnt or not read.keys() >= {*learnt}:
-        return ""
+        return []
     others = [read[index] for index in sets if index in read and index not in learnt]
     base = look_contents.Base(place_of(train["base_model"], folder), task)
-    try:
-        look_contents.check_labels(module, [read[index] for index in learnt], others, base)
-    except DataError as error:
-        return str(error)
-    return ""
+    return look_contents.check_labels(module, [read[index] for index in learnt], others, base)
 
 
 def _module_of(task: str, objective: str | None) -> str:

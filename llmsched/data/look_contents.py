@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llmsched.data import contents, files, media
-from llmsched.data.labels import Labels, Read
+from llmsched.data.labels import Labels, Read, told
 from llmsched.data.messages import Unusable
 from llmsched.data.rows import BadRows, DataError, Row, Rows
 from llmsched.data.tasks import KINDS
@@ -84,17 +84,19 @@ def check_media(row: Row, folder: Path, base: Base) -> None:
             raise Unusable(wrong)
 
 
-def check_labels(module: str, learnt: Sequence[Read], others: Sequence[Read], base: Base) -> None:
-    """Of all rows of a training: those that are learnt, and those that are evaluated. Raises DataError as the run does:
-    for a label that only the others have, and for one label in all."""
+def check_labels(module: str, learnt: Sequence[Read], others: Sequence[Read], base: Base) -> list[str]:
+    """Of all rows of a training: those that are learnt, and those that are evaluated. What the run will note. Raises
+    DataError as the run does: for a label that only the others have, and for one label in all."""
     counts = contents.classes(module, (row for _, rows, _ in learnt for row in rows))
     if not counts:
-        return
+        return []
+    path = learnt[0][0]["path"]
     least = 1 if module == "own_loss" else 2
     labels = Labels(base.labels, least if base.is_here else 0)  # a base that is elsewhere may know more than these
-    labels.of_training(counts, learnt[0][0]["path"])
+    notes = labels.of_training(counts, path)
     for read in others:
         labels.check(contents.classes(module, read[1]) or {}, read[0]["path"], [read])
+    return [*notes, told(counts, path)] if module == "one_label" else notes
 
 
 def _json(place: Path | None, name: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llmsched.data import tables
-from llmsched.data.files import DataFile, find
+from llmsched.data.files import DataFile, find, splits_of
 from llmsched.data.media import folder_of
 from llmsched.data.rows import DataError
 from llmsched.data.tables import Numbered
@@ -50,6 +50,11 @@ def check_split(place: Path, path: str, split: str | None) -> None:
     """Raises DataError for a split of what has none: of a folder names say which file is of which."""
     if split is not None and not place.is_dir():
         raise DataError(f"data set {path}: split {split!r} is of a folder of several, and this is none; leave it out")
+    if split is not None and not splits_of(place):
+        raise DataError(
+            f"data set {path}: split {split!r} is of files whose names say of which split they are, such as "
+            "test.jsonl, and none here does; leave it out"
+        )
 
 
 def count(place: Path, path: str, *, encoding: str | None = None, split: str | None = None) -> list[File]:

@@ -114,7 +114,7 @@ def test_what_the_trials_of_a_search_read_is_looked_at_as_that_of_a_training(tmp
     (tmp_path / "a.jsonl").write_text('{"review": "x"}\n')
     assert "found: review" in refused_in(tmp_path, search(seeds))
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
-    assert sources.check(load_json(search(seeds)), tmp_path) == []
+    assert sources.check(load_json(search(seeds)), tmp_path) == ["a.jsonl: text: 1 rows"]
     bases = {"base_model": {"grid": ["package:models/tiny", "m/nowhere"]}}
     said = refused_in(tmp_path, search(bases))
     assert "no such file or folder: m/nowhere" in said and '(a trial with train.base_model "m/nowhere")' in said
@@ -157,6 +157,64 @@ def test_audio_of_a_rate_that_the_model_does_not_hear_is_said_before_anything_ru
     assert wrong(tmp_path, **hears) == ""
 
 
+def flac(rate: int, samples: int) -> bytes:
+    """The head of a file of FLAC, of one channel and 16 bits (RFC 9639)."""
+    numbers = rate << 44 | 15 << 36 | samples
+    return b"fLaC" + bytes([0x80, 0, 0, 34]) + bytes(10) + numbers.to_bytes(8, "big") + bytes(16)
+
+
+def test_flac_of_a_wrong_rate_is_told_by_its_head_also_where_nobody_can_play_it(tmp_path: Path) -> None:
+    """Before, it was found when a worker read the row."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "preprocessor_config.json").write_text('{"sampling_rate": 16000}')
+    (tmp_path / "a.jsonl").write_text('{"audio": "hum.flac", "label": "a"}\n{"audio": "ham.flac", "label": "b"}\n')
+    (tmp_path / "hum.flac").write_bytes(flac(16000, 800))
+    (tmp_path / "ham.flac").write_bytes(flac(44100, 800))
+    hears = {"task": "audio-classification", "base_model": "model"}
+    said = wrong(tmp_path, **hears)
+    assert "row 2 of a.jsonl has audio of 44,100 samples a second (ham.flac); this model hears 16,000" in said
+    (tmp_path / "ham.flac").write_bytes(flac(16000, 0))  # of a stream, which did not know how long it would be
+    assert wrong(tmp_path, **hears) == ""
+
+
+def test_rows_of_two_splits_that_are_the_same_rows_are_refused(tmp_path: Path) -> None:
+    """Before, a model was evaluated on what it had learnt: the split of a file, or of a folder without any, said
+    nothing."""
+    (tmp_path / "d").mkdir()
+    for place in ("a.jsonl", "d/one.jsonl"):
+        (tmp_path / place).write_text('{"text": "x"}\n')
+    for path in ("a.jsonl", "d", "d/*.jsonl"):
+        said = wrong(tmp_path, datasets=[{"path": path}, {"path": path, "split": "test"}], evaluation={"on": "test"})
+        assert f'train.datasets.1.split: "test" and "train" are the same rows: {path} has no splits' in said
+    (tmp_path / "d" / "one.jsonl").rename(tmp_path / "d" / "train.jsonl")
+    both = [{"path": "d"}, {"path": "d", "split": "test"}]
+    assert "files of the splits train, and none of 'test'" in wrong(tmp_path, datasets=both, evaluation={"on": "test"})
+    (tmp_path / "d" / "test.jsonl").write_text('{"text": "y"}\n')
+    assert wrong(tmp_path, datasets=both, evaluation={"on": "test"}) == ""
+    (tmp_path / "held").mkdir()
+    (tmp_path / "held" / "out.jsonl").write_text('{"text": "x"}\n')
+    assert wrong(tmp_path, datasets=[{"path": "d"}, {"path": "held", "split": "test"}], evaluation={"on": "test"}) == ""
+    said = look_at_batch(batch(input={"path": "held", "split": "test"})["batch"], tmp_path, is_complete=True)["errors"]
+    assert "names say of which split they are, such as test.jsonl, and none here does; leave it out" in said[0]
+
+
+def test_plan_shows_what_a_training_notes_of_its_data(
+    controller: Live, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before, only a batch and a search told theirs."""
+    monkeypatch.chdir(tmp_path)
+    rows = [{"text": "x", "label": label} for label in ("bad", "good", "Good", "good")]
+    Path("a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + "{broken\n")
+    told = ("1 of 5 rows left out: row 5 of a.jsonl is not JSON", "labels that differ in capitals only count as",
+            "3 labels: good 2, bad 1, Good 1")  # fmt: skip
+    env = {"LLMSCHED_ADDRESS": controller.url, "LLMSCHED_TOKEN": controller.token}
+    for path, workdir in (("a.jsonl", {"workdir": "."}), (str(tmp_path / "a.jsonl"), {})):
+        given = spec(task="sequence-classification", datasets=[{"path": path, "on_bad_row": "skip"}], **workdir)
+        Path("spec.yaml").write_text(json.dumps(given))
+        said = CliRunner().invoke(cli, ["plan", "-f", "spec.yaml"], env=env)
+        assert said.exit_code == 0 and all(words in said.output for words in told), said.output
+
+
 def judged(tmp_path: Path, **train: Any) -> Verdict:
     loaded = load_json(spec(**train))
     return asyncio.run(data_files.look(Verdict(), compile_workload(loaded), loaded.dump()))
@@ -172,7 +230,7 @@ def test_the_controller_looks_at_what_its_machine_reaches_in_a_process_of_its_ow
     named = judged(tmp_path, base_model="Qwen/Qwen3-0.6B", datasets=[{"path": str(file)}]).refusal
     assert named is not None and named.code == "no_such_source" and "hf://Qwen/Qwen3-0.6B" in named.hint
     file.write_text(json.dumps({"text": "x"}))
-    assert judged(tmp_path, datasets=[{"path": str(file)}]) == Verdict()
+    assert judged(tmp_path, datasets=[{"path": str(file)}]) == Verdict(notes=(f"{file}: text: 1 rows",))
 
 
 def test_a_command_says_what_is_wrong_in_a_workdir_before_it_travels(

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from llmsched.data import contents
-from llmsched.data.labels import SHOWN, Labels, Read
+from llmsched.data.labels import Labels, Read, told
 from workloads import datasets as reading
 from workloads.tasks.metrics import of_labels, tally
 from workloads.tasks.reads import Batch, Encoded
@@ -31,9 +31,7 @@ class Learns(Task):
             self.notes += self.labels.of_teacher(self.teacher.labels, counts, path)
         self.notes += self.labels.take_in(counts, path, read)
         self.new_head = self.labels.is_new
-        many = f" and {len(counts) - SHOWN:,} more" if len(counts) > SHOWN else ""
-        shown = ", ".join(f"{name} {count:,}" for name, count in counts.most_common(SHOWN))
-        self.notes.append(f"{path}: {len(counts)} labels: {shown or 'none'}{many}")
+        self.notes.append(told(counts, path))
 
     def encoded(self, row: reading.Row) -> Iterator[Encoded]:
         labels = self.labels[row["label"]] if "label" in row else IGNORED
