@@ -123,15 +123,16 @@ def test_a_wheel_that_is_not_in_the_workdir_is_named(tmp_path: Path, cache: Path
 
 def test_those_that_nobody_uses_go_beyond_a_bound(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packages, "KEPT", 2)
-    made = []
-    for number in range(4):
-        wheel = write_wheel(tmp_path, "greeter", f"{number}.0", "")
-        made.append(packages.build([wheel], tmp_path, OFFLINE, cache=cache))
-        os.utime(made[-1].folder, (number, number))
-        if number:
-            let_go(made[-1])  # the first is in use all the time
-    assert [one.folder.exists() for one in made] == [True, False, True, True]
-    assert len(list(cache.iterdir())) == 6  # three, and a lock for each
+    wheel = write_wheel(tmp_path, "greeter", "0.0", "")
+    in_use = packages.build([wheel], tmp_path, OFFLINE, cache=cache).folder
+    earlier = [cache / "made-before", cache / "made-after"]  # by processes that have ended
+    for used_at, folder in enumerate([in_use, *earlier]):
+        folder.mkdir(exist_ok=True)
+        os.utime(folder, (used_at, used_at))
+    wheel = write_wheel(tmp_path, "greeter", "1.0", "")
+    last = packages.build([wheel], tmp_path, OFFLINE, cache=cache).folder
+    assert [folder.exists() for folder in (in_use, *earlier, last)] == [True, False, True, True]
+    assert len(list(cache.iterdir())) == 5  # three, and a lock for each that is in use
 
 
 def test_an_order_is_served_from_its_packed_workdir_and_its_secrets_are_not_shown_to_the_installer(
