@@ -100,20 +100,25 @@ class Room:
                 left.add(flavor, -amount)
 
     def leave(self, gang: GangState, placement: Placement, flavor: str | None, amount: int, sign: int = 1) -> None:
-        """It leaves these places: so much of that flavor. With sign -1 it takes them."""
-        self.all.add(flavor, sign * amount)
+        """It leaves these places: so much of that flavor, unless they are of several. With sign -1 it takes them."""
+        parts = self.by_flavor(gang.spec, placement, flavor, amount)
+        for each, part in parts.items():
+            self.all.add(each, sign * part)
         touched = self._change(gang.spec, placement, sign) if self._there else False
         if touched:
             self._left.clear()
         for left in self._left.values():
-            left.add(flavor, sign * amount)
+            for each, part in parts.items():
+                left.add(each, sign * part)
 
     def stays(self, gang: GangState, placement: Placement, flavor: str | None, amount: int) -> bool:
         """It takes these places again, if nobody before it has what it takes; else nothing is taken."""
-        if amount > self.all.of(flavor):
+        parts = self.by_flavor(gang.spec, placement, flavor, amount)
+        if amount > self.all.total or any(part > self.all.of(each) for each, part in parts.items()):
             return False
         if not self._rows:
-            self.all.add(flavor, -amount)
+            for each, part in parts.items():
+                self.all.add(each, -part)
             return True
         alone = [(number,) for number in range(len(self._rows))]
         before = [self.left(closed).of(flavor) for closed in alone]
@@ -124,6 +129,17 @@ class Room:
                 self.leave(gang, placement, flavor, amount)
                 return False
         return True
+
+    def by_flavor(self, spec: Workload, placement: Placement, flavor: str | None, amount: int) -> dict[str | None, int]:
+        """How much of each a placement has; `flavor`: of its first bundle."""
+        nodes = self._nodes
+        if len(self.all.by_flavor) <= 1 or all(nodes[each.node].node.flavor == flavor for each in placement):
+            return {flavor: amount}
+        found: dict[str | None, int] = {}
+        for placed in placement:
+            here = nodes[placed.node].node.flavor
+            found[here] = found.get(here, 0) + amount_of(spec, placed).gpus_milli
+        return found
 
     def left(self, closed: Closed) -> Left:
         """What is left outside of these reservations by all those that each of them keeps out."""

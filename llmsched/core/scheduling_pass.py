@@ -42,6 +42,9 @@ class Pass:
         self.unread: dict[Shape, Planned | None] = {}  # of these it is worked out when somebody reads it
         self.told_alone: dict[str, Reason | None] = {}  # why a gang waits for a reason of its own
         self.owed: dict[str, float] = {}  # who is owed a start, and for how long it then runs at least: stages/owe.py
+        self.owed_later: dict[
+            str, None
+        ] = {}  # those of them that wait for the end of others: nobody makes way for them
         self.exchanged: dict[tuple[str, str], None] = {}  # (who starts, in whose place): a pair does so once
         self._begin()
         self._later: Later | None = None

@@ -3,7 +3,7 @@
 Whole GPUs, parts of them, several bundles and elastic sizes, of one flavor, of several or of any, in one queue or in
 two of which each owns a part; priorities, and who may not be evicted. What is asked in the end is asked of places, not
 of the stages that decide: nobody waits for what is idle, for what a lower priority has, or for what another queue
-borrows.
+borrows. But for who would delay one that comes before it and waits for the end of somebody whom it may not evict.
 
     python tests/core/still_worlds.py [FIRST] [COUNT]
 """
@@ -20,11 +20,13 @@ from ledger import Given, cluster
 from llmsched.core import facts
 from llmsched.core.amounts import bundle_milli
 from llmsched.core.configuration import Queue, Quota
+from llmsched.core.planned import earliest
 from llmsched.core.records import GangState
 from llmsched.core.resources import Resources
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages.place import Refused, find
 from llmsched.core.trial import Trial
+from llmsched.core.windows import Windows
 from llmsched.core.workload import Group, Option, Placement, Workload
 from llmsched.policies.registry import load
 
@@ -116,15 +118,41 @@ def _wrong(world: World) -> Iterator[str]:
     running = [gang for gang in gangs if gang.held]
     for gang in (gang for gang in gangs if not gang.held):
         name = gang.spec.name
-        if _place(given, gang, []):
+        kept = _kept(world, gang, running)
+
+        def waits_for(gone: list[GangState], gang: GangState = gang, kept: set[str] = kept) -> Placement:
+            found = _place(given, gang, gone)
+            return () if any(placed.node in kept for placed in found) else found
+
+        if waits_for([]):
             yield f"{name} waits beside idle GPUs that it may have"
         mine = [one for one in running if one.spec.queue == gang.spec.queue and one.spec.preemptible]
         lower = [one for one in mine if one.spec.priority < gang.spec.priority]
-        if given.names.ordering == "priority" and lower and _place(given, gang, lower):
+        if given.names.ordering == "priority" and lower and waits_for(lower):
             yield f"{name} waits for what lower priorities have"
         others = _borrowers(world, gang, running)
-        if others and (placement := _place(given, gang, others)) and _is_owned(world, gang, placement):
+        if others and (placement := waits_for(others)) and _is_owned(world, gang, placement):
             yield f"{name} waits for what its queue owns and another one borrows"
+
+
+def _kept(world: World, gang: GangState, running: list[GangState]) -> set[str]:
+    """Nodes that are kept from it for those that come before it and wait until others end, which here they never do:
+    these would not fit if all that they may evict left. With none of them owed a start, those of the same priority are
+    not among these. By rank who may be evicted has them meanwhile."""
+    given, found = world.given, set[str]()
+    if gang.spec.preemptible and given.knobs.preemption.within_queue == "by_rank":
+        return found
+    for first in given.state.gangs.values():
+        mine, theirs = ((-one.spec.priority, one.submitted_at, one.id) for one in (gang, first))
+        most = first.spec.priority - (not given.knobs.hold_after_s)
+        may_leave = [one for one in running if one.spec.preemptible and one.spec.priority <= most]
+        if first.held or theirs >= mine or _place(given, first, may_leave):
+            continue
+        with Trial(given.state) as trial:
+            this = Pass(trial, load(given.names))
+            planned = earliest(this, first, first.spec.min_size, Windows(trial), [])
+        found |= {placed.node for placed in planned.placement} if planned is not None else set()
+    return found
 
 
 def _place(given: Given, gang: GangState, gone: list[GangState]) -> Placement:

@@ -19,8 +19,8 @@ from llmsched.core.rules import Rules
 from llmsched.core.scheduler import decide
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages import victims
+from llmsched.core.stages.choice import Choice
 from llmsched.core.stages.place import Refused, find
-from llmsched.core.stages.preempt import Choice
 from llmsched.core.state import State
 from llmsched.core.trial import Trial
 from llmsched.core.workload import Group, Option, Topology, Workload

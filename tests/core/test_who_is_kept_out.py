@@ -234,3 +234,15 @@ def test_a_guarantee_is_kept_with_whichever_option_it_is_owned(flavors: tuple[st
     group = Group("workers", 1, tuple(Option(flavor, Resources(4000)) for flavor in flavors))
     given.turn(facts.Submitted(given.now, Workload("mine", "mine", "task", (group,), queue="a")))
     assert given.pending("later", 1, flavor="B", queue="b").turn().decisions == []
+
+
+def test_who_has_waited_long_begins_between_windows_that_are_never_ten_minutes_apart() -> None:
+    """It was to have ten minutes before the next one, and they come every five: it waited for ever. It begins while
+    most of the gap is left, and not when it would have to leave at once."""
+    given = cluster("1 node x 2 A").reserve(300.0, 120.0, "bob", 2, repeat="*/5 * * * *")
+    given.scheduling(hold_after_s=1800.0).pending("long", 2).after(1799.0).settle()
+    assert given.phase("long") == "waiting", "the one that opens at 1,800 s is open"
+    assert given.after(2090.0 - given.now).settle().phase("long") == "waiting", "the next one opens in ten seconds"
+    assert given.after(2221.0 - given.now).settle().phase("long") == "running"
+    given.after(2290.0 - given.now).settle()
+    assert given.phase("long") == "waiting", "it has left for the next one"

@@ -55,6 +55,7 @@ def test_no_promise_is_broken(first: int) -> None:
         (9421, "the same, and a promise for which somebody had left is taken back"),
         (7100156, "whoever was evicted for somebody evicts that one in the pass in which it begins"),
         (7102125, "the first in line is held for its long wait, and a higher priority may delay it one pass later"),
+        (250259, "one is promised places that others leave, and has room at once elsewhere"),
         (20133, "groups that fit in a domain each by itself and not beside one another stand before others in line"),
     ],
 )

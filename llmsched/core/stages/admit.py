@@ -75,7 +75,7 @@ class Admission:
             self._tell_promised(state.gangs[name])
         if not goes_on:
             return
-        moves, grows = migrate.Moves(self.this, self.calendar), grow.Before(self.this, self.calendar)
+        moves, grows = migrate.Moves(self.this, self.calendar), grow.HigherFirst(self.this, self.calendar)
         while True:
             line = self._ask_all(moves, grows, since)
             if line is None:
@@ -99,7 +99,7 @@ class Admission:
         elastic = self.state.waiting.elastic.values()
         return any(not self.plan.sizes.get(name, 1) for shape in elastic for _, name in shape.entries)
 
-    def _ask_all(self, moves: migrate.Moves, grows: grow.Before, since: int) -> Line | None:
+    def _ask_all(self, moves: migrate.Moves, grows: grow.HigherFirst, since: int) -> Line | None:
         """Ask everybody whose answer may be another one than before. None: the portion of this pass is decided."""
         plan = self.plan
         if self.by_rank:

@@ -10,7 +10,8 @@ when those that held its places at that moment have ended. Its quota is kept wit
 queue, and from whoever borrows; once it is inside what its queue owns its places are kept from owners as well.
 
 Nor does anybody wait for ever for a gap between reservations that come again: who may be preempted, and has waited for
-`hold_after_s`, starts where no window opens for BETWEEN_WINDOWS_S, and leaves for the window (stages/clear.py).
+`hold_after_s`, starts where no window opens for BETWEEN_WINDOWS_S, or half of the gap if all of them are shorter, and
+leaves for the window (stages/clear.py).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from llmsched.core.kept_quota import is_inside
 from llmsched.core.message import RESERVATION, Message, Ref, say, workload
 from llmsched.core.planned import Promise, earliest, gives_way, in_pool, least, leaves_room, use_spare
 from llmsched.core.records import GangState, size_of
-from llmsched.core.reservation import is_holder
+from llmsched.core.reservation import is_holder, window
 from llmsched.core.reserved import Row
 from llmsched.core.room import OPEN, Closed
 from llmsched.core.run_times import ends_by, presumed_end, presumed_s, runtime_s
@@ -40,7 +41,7 @@ from llmsched.core.workload import Placement
 
 PROTECTED = {"off": 0, "easy": 1, "conservative": 10}  # gangs with a planned start that nobody may delay
 LATER_LOOKS = 100  # gangs per queue and pass that are tried behind a protected one
-BETWEEN_WINDOWS_S = 600.0  # who begins between two windows though it must leave for the second has so long at least
+BETWEEN_WINDOWS_S = 600.0  # who begins between two windows must leave for the second has so long at least
 PLACES = 8  # looked at for one gang beside planned starts
 LOOK_AGAIN_S = 60.0  # while somebody is kept out, and everybody who runs should have ended before
 
@@ -134,8 +135,12 @@ class Calendar:
         if not moves and (begins := self.begins_between(gang, rows)) is not None:
             # who was promised places while there was time begins, though others have taken some of it to leave
             since = now if gang.nomination is None else gang.nomination.at
-            soon = since + BETWEEN_WINDOWS_S if self.this.plan.has_come(begins) else inf
-            rows = [row for row in rows if row.reservation.repeat is None or row.opens < soon]
+            may_begin = self.this.plan.has_come(begins)
+            rows = [
+                row
+                for row in rows
+                if row.reservation.repeat is None or not may_begin or row.opens < since + _between_s(row, gang)
+            ]
         return rows
 
     def closed_to(self, gang: GangState) -> Closed:
@@ -411,6 +416,14 @@ class Calendar:
         if promise is not None:
             self.promises.append(promise)
         return promise
+
+
+def _between_s(row: Row, gang: GangState) -> float:
+    """How long before the next window one begins that must leave for it. Where windows come so often that it never has
+    BETWEEN_WINDOWS_S, in the first half of the time that it could be there."""
+    following = window(row.reservation, row.closes)
+    gap_s = following[0] - row.closes if following is not None else inf
+    return min(BETWEEN_WINDOWS_S, (gap_s + gang.spec.grace_s) / 2)
 
 
 def could_start(this: Pass, gang: GangState, calendar: Calendar, only: int = -1) -> Placement | place.Refused:

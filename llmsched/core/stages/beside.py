@@ -26,22 +26,28 @@ class Before:
         self._trial, gangs = this.trial, this.state.gangs
         rows = [(gangs[name], placement) for name, placement in this.plan.would_start.items()]
         self._rows = deque(sorted(rows, key=lambda row: -row[0].spec.priority))
-        self._held: dict[str, GangState] = {}
+        self._known: dict[str, tuple[GangState, Placement]] = {}  # those that came before somebody who was asked
 
     def hold_for(self, gang: GangState) -> None:
         """What comes before it and before those that were asked before. Those that are ranked are in order by that."""
-        if self._held.pop(gang.id, None) is not None:  # it is to start itself, wherever there is room
+        if self._known.pop(gang.id, None) is not None:  # it is to start itself, wherever there is room
             self._trial.hold(gang, ())
         while gang.spec.is_elastic() and self._rows and self._rows[0][0].spec.priority >= gang.spec.priority:
             other, placement = self._rows.popleft()
             has_place = other.id in self._trial.begun or self._trial.held(other)
             if not has_place and fits(self._trial, other.spec, placement):
                 self._trial.hold(other, placement)
-                self._held[other.id] = other
+                self._known[other.id] = other, placement
 
     def let_go(self) -> None:
-        for gang in self._held.values():
+        for gang, _ in self._known.values():
             self._trial.hold(gang, ())
+
+    def hold_again(self) -> None:
+        """What they held, where nobody has it meanwhile."""
+        for gang, placement in self._known.values():
+            if not self._trial.held(gang) and fits(self._trial, gang.spec, placement):
+                self._trial.hold(gang, placement)
 
 
 def beside_others(

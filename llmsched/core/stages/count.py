@@ -5,8 +5,9 @@ Who waits may have what no reservation keeps it from (room.py), who runs what it
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from llmsched.core.amounts import bundle_milli, flavor_of, flavors_of, need_milli, options_of
 from llmsched.core.records import GangState, allowed_sizes, flavor_held
@@ -15,9 +16,18 @@ from llmsched.core.room import OPEN, Closed, Room
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages.backfill import LATER_LOOKS, Calendar
 from llmsched.core.stages.lesser import keeps
-from llmsched.core.workload import Workload
+from llmsched.core.workload import Placement, Workload
 
 Wish = tuple[str | None, int]  # (flavor, None: any; thousandths of GPUs)
+
+
+class _Taken(NamedTuple):
+    """`parts`: by flavor. `held`: where it is; (): it waits. `closed`: the reservations that keep it out."""
+
+    parts: tuple[Wish, ...]
+    need: int
+    held: Placement
+    closed: Closed
 
 
 class Count:
@@ -32,6 +42,7 @@ class Count:
         self._looks: dict[int, int] = {}  # of classes: how many a reservation alone has kept out
         self._own: dict[tuple[str, str], int] = {}  # of a row of its quota that a queue has not given out yet
         self._charged: dict[tuple[str, str | None], int] = {}
+        self._taken: dict[str, _Taken] = {}
 
     def is_used_up(self) -> bool:
         return self.room.all.total <= 0
@@ -77,17 +88,21 @@ class Count:
         """While it lasts those who run hold neither room nor quota, and those on the way out no quota: it is charged to
         those already who are promised their places."""
         held: dict[tuple[str, str | None], int] = {}
+
+        def lets_go(gang: GangState, placement: Placement) -> None:
+            flavor = flavor_held(self.state.nodes, gang.spec, placement)
+            for each, amount in self.room.by_flavor(gang.spec, placement, flavor, gang.gpus_milli()).items():
+                held[gang.spec.queue, each] = held.get((gang.spec.queue, each), 0) + amount
+
         for name in dict.fromkeys((*self.state.vacating, *self._trial.leaving)):
             gang = self.state.gangs[name]
             if placement := self._trial.held(gang):
-                key = (gang.spec.queue, flavor_held(self.state.nodes, gang.spec, placement))
-                held[key] = held.get(key, 0) + gang.gpus_milli()
+                lets_go(gang, placement)
         for gang in running:
             flavor, amount = flavor_held(self.state.nodes, gang.spec, gang.held), gang.gpus_milli()
             self._held[gang.id] = flavor, amount
             self.room.leave(gang, gang.held, flavor, amount)
-            key = (gang.spec.queue, flavor)
-            held[key] = held.get(key, 0) + amount
+            lets_go(gang, gang.held)
         if self.quota.enforced:
             for key, amount in held.items():
                 self.quota.release(*key, amount)
@@ -116,21 +131,21 @@ class Count:
     def _give_back(self, gang: GangState, sign: int) -> None:
         flavor, amount = self._held[gang.id]
         self.room.leave(gang, gang.held, flavor, amount, sign)
-        if not self.quota.enforced:
-            return
-        (self.quota.release if sign > 0 else self.quota.charge)(gang.spec.queue, flavor, amount)
-        row = (gang.spec.queue, self.quota.row_of(gang.spec.queue, flavor))
-        if row in self._own:
-            self._own[row] += sign * amount
+        queue = gang.spec.queue
+        for each, part in (
+            self.room.by_flavor(gang.spec, gang.held, flavor, amount).items() if self.quota.enforced else ()
+        ):
+            (self.quota.release if sign > 0 else self.quota.charge)(queue, each, part)
+            row = (queue, self.quota.row_of(queue, each))
+            if row in self._own:
+                self._own[row] += sign * part
 
     def takes_own(self, gang: GangState, flavor: str | None, need: int) -> bool:
         """Take it out of what the queue owns, if that is left."""
-        key = (gang.spec.queue, flavor)
-        if need > self._left_of_own(*key) or not self._finds_room(gang, flavor, need):
-            return False
-        self._own[gang.spec.queue, self.quota.row_of(*key)] -= need
-        self._charged[key] = self._charged.get(key, 0) + need
-        return True
+        parts = self._takes(gang, flavor, need, self._left_of_own)
+        for each, amount in parts:
+            self._own[gang.spec.queue, self.quota.row_of(gang.spec.queue, each)] -= amount
+        return bool(parts)
 
     def _left_of_own(self, queue: str, flavor: str | None) -> int:
         row = (queue, self.quota.row_of(queue, flavor))  # flavors of one row have its quota together
@@ -148,28 +163,91 @@ class Count:
 
     def takes(self, gang: GangState, flavor: str | None, need: int) -> bool:
         """Take it, owned or borrowed."""
-        key = (gang.spec.queue, flavor)
-        if self.quota.enforced and need > self.quota.available(*key):
-            return False
-        if not self._finds_room(gang, flavor, need):
-            return False
-        if self.quota.enforced:
-            self.quota.charge(*key, need)
-        self._charged[key] = self._charged.get(key, 0) + need
-        return True
+        parts = self._takes(gang, flavor, need, self.quota.available)
+        for each, amount in parts if self.quota.enforced else ():
+            self.quota.charge(gang.spec.queue, each, amount)
+        return bool(parts)
 
-    def _finds_room(self, gang: GangState, flavor: str | None, need: int) -> bool:
+    def could_take(self, gang: GangState, others: list[GangState]) -> bool:
+        """Whether it might if all these gave up what they have taken."""
+        given = sum(self._taken[one.id].need for one in others)
+        return given + self.room.all.total >= min(need for _, need in self.wishes(gang))
+
+    def gives_up(self, gang: GangState, sign: int = 1) -> None:
+        """What it has taken."""
+        queue, taken = gang.spec.queue, self._taken[gang.id]
+        for flavor, amount in taken.parts:
+            if self.quota.enforced:
+                (self.quota.release if sign > 0 else self.quota.charge)(queue, flavor, amount)
+            self._charged[queue, flavor] -= sign * amount
+        if taken.held:
+            self.room.leave(gang, taken.held, taken.parts[0][0], taken.need, sign)
+        else:
+            for flavor, amount in taken.parts:
+                self.room.take(flavor, -sign * amount, taken.closed)
+
+    def takes_again(self, gang: GangState) -> None:
+        """What it had before it gave it up."""
+        self.gives_up(gang, -1)
+
+    def _takes(
+        self, gang: GangState, flavor: str | None, need: int, left: Callable[[str, str | None], int]
+    ) -> tuple[Wish, ...]:
+        """What it then has of each flavor, in the ledger of what is charged; () if it does not find it. `left`: of
+        quota."""
+        queue, held = gang.spec.queue, self._stays_with(gang, need)
+        rows: dict[str, int] = {}
+
+        def has_quota(each: str | None) -> int:
+            return left(queue, each) - rows.get(self.quota.row_of(queue, each), 0)
+
+        parts: list[Wish] = []
+        if held:
+            parts += self.room.by_flavor(gang.spec, held, flavor, need).items()
+        elif flavor is not None or not self.quota.enforced or self.quota.flavors_for(queue, None) == (None,):
+            parts.append((flavor, need))
+        else:  # some of each, as each has a quota of its own
+            missing, bundle = need, bundle_milli(gang.spec, 0)
+            for each in self.room.all.by_flavor:
+                amount = max(0, min(missing, self.room.all.of(each), has_quota(each)))
+                if amount := amount - amount % bundle:
+                    parts.append((each, amount))
+                    rows[self.quota.row_of(queue, each)] = rows.get(self.quota.row_of(queue, each), 0) + amount
+                    missing -= amount
+            if missing:
+                return ()
+            rows.clear()
+        for each, amount in parts if self.quota.enforced else ():
+            if amount > has_quota(each):
+                return ()
+            rows[self.quota.row_of(queue, each)] = rows.get(self.quota.row_of(queue, each), 0) + amount
+        if not self._finds_room(gang, held, flavor, need, parts):
+            return ()
+        for each, amount in parts:
+            self._charged[queue, each] = self._charged.get((queue, each), 0) + amount
+        return tuple(parts)
+
+    def _stays_with(self, gang: GangState, need: int) -> Placement:
+        """What it goes on to hold; (): it waits."""
+        if gang.id not in self._held:
+            return ()
+        is_smaller = need < self._held[gang.id][1]
+        return keeps(gang, need // bundle_milli(gang.spec, gang.option), gang.held) if is_smaller else gang.held
+
+    def _finds_room(self, gang: GangState, held: Placement, flavor: str | None, need: int, parts: list[Wish]) -> bool:
         """If there is, it has it from now on."""
-        if gang.id in self._held:
-            is_smaller = need < self._held[gang.id][1]
-            held = keeps(gang, need // bundle_milli(gang.spec, gang.option), gang.held) if is_smaller else gang.held
-            return self.room.stays(gang, held, flavor, need)
-        if not self.room.has(flavor, need):
-            return False
-        closed: Closed = self.calendar.closed_to(gang) if self.calendar.windows.rows else OPEN
-        if closed and not self.room.has(flavor, need, closed):
-            return False
-        self.room.take(flavor, need, closed)
+        closed: Closed = OPEN
+        if held:
+            if not self.room.stays(gang, held, flavor, need):
+                return False
+        else:
+            closed = self.calendar.closed_to(gang) if self.calendar.windows.rows else OPEN
+            for those in dict.fromkeys((OPEN, closed)):
+                if not all(self.room.has(*part, those) for part in parts) or not self.room.has(flavor, need, those):
+                    return False
+            for part in parts:
+                self.room.take(*part, closed)
+        self._taken[gang.id] = _Taken(tuple(parts), need, held, closed)
         return True
 
 

@@ -22,7 +22,7 @@ from llmsched.core.scheduling_pass import Pass
 from llmsched.core.shapes import Key, Shape
 from llmsched.core.stages import place
 from llmsched.core.stages.backfill import Calendar, could_start
-from llmsched.core.stages.lesser import Giver, keeps, room_elsewhere
+from llmsched.core.stages.lesser import Giver, keeps, room, room_elsewhere
 from llmsched.core.stages.line import rank_of
 from llmsched.core.stages.place import Refused
 from llmsched.core.state import State
@@ -58,6 +58,7 @@ class _Fixed(NamedTuple):
     spec: Workload
     placement: Placement
     closed: Closed
+    gang: str = ""
 
 
 class Demand:
@@ -72,7 +73,7 @@ class Demand:
         self._able: dict[int, list[GangState]] = {}  # of each elastic class those that could start
         self._free: list[Giver] = []  # those that run and may keep what they must on one node or another
         self._never: set[int] = set()  # classes whose first could not start even if these held nothing
-        self._in_vain = 0
+        self._in_vain, self._by_rank = 0, by_rank
         self._this, self._calendar, self._running, self._tried = this, calendar, running, 0
         state, trial = this.state, this.trial
         waits = [shape for shape in state.waiting.live.values() if not shape.sample.is_elastic()]
@@ -217,12 +218,57 @@ class Demand:
             self._this.plan.would_start[gang.id] = found
             for placed in found:
                 flavor = state.nodes[placed.node].node.flavor
-                self._add(_Fixed(flavor, amount_of(gang.spec, placed).gpus_milli, gang.spec, (placed,), closed))
+                self._add(_Fixed(flavor, amount_of(gang.spec, placed).gpus_milli, gang.spec, (placed,), closed, name))
 
     def _add(self, row: _Fixed) -> None:
         self._fixed.append(row)
         key = (row.flavor, row.spec.priority)
         self._rigid[key] = self._rigid.get(key, 0) + row.amount
+
+    def forget_who_finds_none(self, waiting: list[GangState]) -> dict[str, None]:
+        """By rank: those that find no place beside what the sizes leave, for whom nothing is kept then. Elastic ones of
+        a higher priority may have more than their least, on what others were to start on; those that have a share are
+        ranked before others of their priority; and one that may have either of two flavors counts for both together.
+        `waiting`: elastic ones."""
+        this, trial, sizes = self._this, self._this.trial, self._this.plan.sizes
+        sized = [gang for gang in waiting if sizes.get(gang.id) and gang.nomination is None][:STARTS_TRIED]
+        if not self._by_rank or not (this.plan.would_start or sized):
+            return {}
+        mark, free = trial.mark(), list[Giver]()
+        for gang in self._running:
+            held, size = trial.held(gang), sizes.get(gang.id)
+            if not held or size is None or size >= size_of(gang.spec, held) or gang.id in trial.shrinking:
+                continue
+            giver = Giver(gang, size, held)
+            if size and giver.has_choice():
+                free.append(giver)
+            trial.hold(gang, keeps(*giver) if size else ())
+        trial.let_them_go()
+        fixed = (this.state.gangs[name] for name in this.plan.would_start)
+        asked = sorted([*fixed, *sized], key=lambda gang: (-gang.spec.priority, gang.spec.is_elastic()))
+        gone = {gang.id: None for gang in asked if not self._finds_place(gang, free)}
+        trial.rollback(mark)
+        rows, self._fixed, self._rigid = self._fixed, [], {}
+        for row in rows:
+            if row.gang not in gone:
+                self._add(row)
+        for name in gone:
+            this.plan.would_start.pop(name, None)
+        return gone
+
+    def _finds_place(self, gang: GangState, free: list[Giver]) -> bool:
+        """If it does, it has it from then on."""
+        trial = self._this.trial
+
+        def ask(nodes: int) -> Placement | Refused:
+            return could_start(self._this, gang, self._calendar, nodes)
+
+        placement = self._this.plan.would_start.get(gang.id)
+        if placement is None or not fits(trial, gang.spec, placement):
+            placement = room(trial, gang, free, ask)
+        if placement is not None:
+            trial.hold(gang, placement)
+        return placement is not None
 
     def rigid_of(self, flavors: list[str | None], below: float = inf) -> int:
         """What those of fixed size, and of a priority below that, would start on."""
@@ -241,7 +287,7 @@ class Demand:
                 trial.hold(gang, ())
             trial.unpromise(gang)
         parts = any(bundle_milli(gang.spec, option_of(self._this.state, gang)) % MILLI for gang in sharing)
-        room, found = Room(trial, rows, with_parts=parts), list[Limit]()
+        there, found = Room(trial, rows, with_parts=parts), list[Limit]()
         by_queue: dict[str, list[GangState]] = {}
         for gang in sharing if quota.enforced else ():
             by_queue.setdefault(gang.spec.queue, []).append(gang)
@@ -251,13 +297,13 @@ class Demand:
             if some and not some.issuperset(flavors):
                 names = {name: None for name, each in may_have.items() if each and each <= some}
                 within = [flavor for flavor in flavors if flavor in some]
-                found.append(self._limit(room, names, sharing, OPEN, within))
+                found.append(self._limit(there, names, sharing, OPEN, within))
         closed_to = {gang.id: self._calendar.closed_to(gang) for gang in sharing}
         alone = [(number,) for closed in closed_to.values() for number in closed]
         for closed in dict.fromkeys((*alone, *closed_to.values())):
             if closed:
                 names = {name: None for name, each in closed_to.items() if all(number in each for number in closed)}
-                found.append(self._limit(room, names, sharing, closed, flavors))
+                found.append(self._limit(there, names, sharing, closed, flavors))
         trial.rollback(mark)
         return found
 

@@ -21,7 +21,7 @@ from llmsched.core.status import Status
 from llmsched.core.workload import Placement
 
 
-class Before:
+class HigherFirst:
     """By rank: each priority before who waits with a lower one."""
 
     def __init__(self, this: Pass, calendar: Calendar) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from math import inf
 
@@ -32,8 +32,11 @@ from llmsched.core.windows import kept
 from llmsched.core.workload import Placement
 
 NOBODY: Key = ((inf,),)  # ranks after everybody
+LOOKS = 3  # how often a ranking counts again without those that find no places,
+FIRST = 16  # and among how many of those that start it looks for them
 
 Row = tuple[Key, GangState]
+Again = Callable[[list[GangState]], tuple[list[GangState], list[GangState]]]
 
 
 def compete(state: State, one: str, other: str) -> bool:
@@ -41,18 +44,25 @@ def compete(state: State, one: str, other: str) -> bool:
 
 
 @contextmanager
-def _where_they_are(trial: Trial, victims: Sequence[GangState]) -> Iterator[None]:
-    """While it lasts those of the victims are back whose places nobody has taken yet."""
+def _where_they_are(trial: Trial, victims: Sequence[GangState], before: Before | None = None) -> Iterator[None]:
+    """While it lasts those of the victims are back whose places nobody has taken yet. `before`: who would start, and
+    takes no places: it is there beside them."""
     back = []
+    if before is not None and victims:
+        before.let_go()
     for gang in victims:
         if not trial.held(gang) and fits(trial, gang.spec, gang.held):
             trial.hold(gang, gang.held)
             back.append(gang)
+    if before is not None and victims:
+        before.hold_again()
     try:
         yield
     finally:
         for gang in back:
             trial.hold(gang, ())
+        if before is not None and back:
+            before.hold_again()
 
 
 def _beneficiary(
@@ -99,7 +109,7 @@ def _find(
         before.hold_for(gang)
         stay = staying.stay_for(gang)
         fitting, is_kept_out = None, False
-        with _where_they_are(trial, stay):
+        with _where_they_are(trial, stay, before):
             for bundles, option in choices(plan, gang, this.state.history):
                 placed = place_within(this, gang, bundles, calendar, option)
                 if not isinstance(placed, place.Refused):
@@ -138,7 +148,7 @@ def _find_beside(
         lowest = min((gang.spec.priority for _, gang in running), default=inf)
     there = {gang.id for gang, _ in found}
     missed = [gang for gang in starters if gang.id not in there]
-    owners, borrowers = Owners(trial), _borrowers(this.state, running)
+    owners, borrowers = Owners(trial), _borrowers(this, running)
 
     def may_take(gang: GangState) -> bool:
         is_before = gang.id in this.owed or gang.spec.priority > lowest
@@ -174,15 +184,21 @@ def _find_beside(
     return _find(this, calendar, staying, starters, smaller), victims
 
 
-def _borrowers(state: State, running: Sequence[Row]) -> dict[str, None]:
-    """Those of them, best first, that hold more than what their queue owns is enough for."""
+def _borrowers(this: Pass, running: Sequence[Row]) -> dict[str, None]:
+    """Those of them, best first, that hold more than what their queue owns is enough for, beside those of it that
+    stay."""
     found: dict[str, None] = {}
-    used: dict[tuple[str, str], int] = {}
-    for _, gang in running if state.quota.enforced else ():
+    state, used = this.state, dict[tuple[str, str], int]()
+    if not state.quota.enforced:
+        return found
+    ranked = {gang.id for _, gang in running}
+    gone = {*state.vacating, *this.trial.leaving}
+    stay = (state.gangs[name] for name in state.holding if name not in ranked and name not in gone)
+    for gang in (*stay, *(gang for _, gang in running)):
         queue, flavor = gang.spec.queue, flavor_held(state.nodes, gang.spec, gang.held)
         branch, key = state.quota.branch(queue, flavor), (queue, state.quota.row_of(queue, flavor))
         used[key] = used.get(key, 0) + gang.gpus_milli()
-        if branch is not None and used[key] > branch.subtree:
+        if branch is not None and used[key] > branch.subtree and gang.id in ranked:
             found[gang.id] = None
     return found
 
@@ -218,23 +234,33 @@ def run(
     growers: Sequence[tuple[GangState, int]] = (),
     smaller: Sequence[Giver] = (),
     running: Sequence[Row] = (),
+    again: Again | None = None,
 ) -> dict[str, None]:
     """Find nodes for a portion of the starters, best first, and for who is to grow, on what is free, what victims
     leave, and what those let go of who become smaller; spare the victims that turn out not to matter. Where that is not
     enough for one that is owed a start, or that ranks before a lower priority, as those that may stay are in its way,
     all of the `running` that come after it are victims; of them the elastic ones that may stay as they are, or smaller.
-    The next pass, at once, compares those that are left."""
+    `again`: who starts and who leaves in their stead if some of the first find none, who stand before others by number
+    alone. The next pass, at once, compares those that are left."""
     trial, state = this.trial, this.state
     mark = trial.mark()
-    for gang in victims:
-        trial.hold(gang, ())
     shrinking = {**_become_smaller(state), **trial.shrinking}
-    for name, placement in shrinking.items():
-        trial.hold(state.gangs[name], placement)
-    for giver in smaller:
-        trial.hold(giver.gang, keeps(*giver))
-    trial.let_them_go()
-    found, victims = _find_beside(this, calendar, staying, starters, victims, running, smaller)
+    for look in range(LOOKS):
+        for gang in victims:
+            trial.hold(gang, ())
+        for name, placement in shrinking.items():
+            trial.hold(state.gangs[name], placement)
+        for giver in smaller:
+            trial.hold(giver.gang, keeps(*giver))
+        trial.let_them_go()
+        found, gone = _find_beside(this, calendar, staying, starters, victims, running, smaller)
+        there = {gang.id for gang, _ in found}
+        missed = [gang for gang in starters[:FIRST] if gang.id not in there]
+        if not missed or again is None or this.plan.is_cut or look == LOOKS - 1:
+            break
+        trial.rollback(mark)
+        starters, victims = again(missed)
+    victims = gone
     takers = [gang for gang, _ in found]
     if victims or smaller:
         takers += _grow(this, calendar, staying, growers, smaller)
@@ -314,6 +340,15 @@ def _spare(
     return leaving, less
 
 
+def _is_there_elsewhere(this: Pass, calendar: Calendar, gang: GangState, placement: Placement) -> bool:
+    """Whether it can begin at once on what is free, though its places are better: the next pass lets it."""
+    size = size_of(gang.spec, placement)
+    if not place.may_fit(this.trial, gang, size):
+        return False
+    with kept(this.trial, calendar.reserved(gang, size)) as reserved:
+        return not isinstance(place.find(this, gang, size, ~reserved, explain=False), place.Refused)
+
+
 def _start(
     this: Pass,
     calendar: Calendar,
@@ -334,6 +369,7 @@ def _start(
             this.launch(gang, placement, say("launch.ranked"))
         else:
             beside = {name: at for placed in placement for name, at in on.get(placed.node, {}).items()}
+            this.plan.asks_again = this.plan.asks_again or _is_there_elsewhere(this, calendar, gang, placement)
             nominate(this, gang, placement, sorted(beside, key=beside.__getitem__))
             waits = this.plan.nominations[gang.id].why or say("victims_leaving.unnamed")
             this.tell_alone(gang, Reason("victims_leaving", waits, (("victims", len(leaving)),)))

@@ -88,7 +88,9 @@ def _of_pool(this: Pass, key: PoolKey, pool: Pool, behind: list[LaneRow], chance
         seconds = part_s(gang, patience)
         if chances.has_now(gang):
             debt += seconds * milli
-        elif not chances.waits_for_an_end(gang):
+        elif chances.waits_for_an_end(gang):
+            this.owed_later[name] = None
+        else:
             continue
         this.owed[name] = seconds
 

@@ -13,19 +13,20 @@ comes before this.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 from llmsched.core.amounts import least_milli, need_milli, options_of
 from llmsched.core.decisions import Preempt
 from llmsched.core.message import say, workload
-from llmsched.core.records import GangState, amount_of
+from llmsched.core.records import GangState, amount_of, size_of
 from llmsched.core.resources import MILLI
 from llmsched.core.rules import IN_QUEUE, Rules, is_on
 from llmsched.core.scheduling_pass import Later, Pass
 from llmsched.core.stages import evict, outrank, place, shrink, victims
-from llmsched.core.stages.lesser import Ask, Giver, give_back, room
+from llmsched.core.stages.choice import Choice
+from llmsched.core.stages.lesser import Ask, Giver, give_back, keeps, room
 from llmsched.core.stages.nominate import nominate
 from llmsched.core.stages.victims import Row
+from llmsched.core.status import Status
 from llmsched.core.trial import Trial
 from llmsched.core.workload import Placement
 
@@ -34,38 +35,6 @@ SET_OF_AT_MOST = 16  # victims among which a better set is sought,
 SETS_TRIED = 64  # how many sets of them are tried on nodes,
 STEPS = 1024  # and how many are looked at in all, where none is tried
 SCOPES_TRIED = 8  # single nodes or domains looked at beside the whole cluster
-
-
-@dataclass(slots=True)
-class Choice:
-    """Victims and where the gang then goes. `why` holds the reason code of each victim."""
-
-    placement: Placement
-    victims: list[GangState]
-    why: dict[str, str]
-    shortfall: int = 0  # thousandths of GPUs that queues of victims then lack of their own quota
-
-    def rank(self, rules: Rules, cost: dict[str, int]) -> tuple[object, ...]:
-        """Of two the smaller one is taken. The highest priority counts first, what is lost of it, and how many leave;
-        then the next one. So nobody leaves in the place of somebody whom it might evict in turn."""
-        reluctant = sum(rules.is_reluctant(victim) for victim in self.victims)
-        levels: dict[tuple[int, float], list[int]] = {}
-        for victim in self.victims:
-            level = levels.setdefault((victim.spec.priority, rules.seniority(victim, self.why[victim.id])), [0, 0])
-            level[0] += cost[victim.id]
-            level[1] += 1
-        return self.shortfall, reluctant, tuple((*level, *levels[level]) for level in sorted(levels, reverse=True))
-
-    def is_much_better(self, other: Choice, rules: Rules, cost: dict[str, int]) -> bool:
-        """Whether a queue is spared, or at most half as much is lost."""
-        mine, theirs = ((*one.rank(rules, cost)[:2], one.top()) for one in (self, other))
-        return mine < theirs or (mine == theirs and 2 * self.lost(cost) <= other.lost(cost))
-
-    def top(self) -> int:
-        return max((victim.spec.priority for victim in self.victims), default=-(10**9))
-
-    def lost(self, cost: dict[str, int]) -> int:
-        return sum(cost[victim.id] for victim in self.victims)
 
 
 def run(
@@ -88,15 +57,10 @@ def run(
         delay = state.configuration.scheduling.preemption_delay_s
         if not plan.has_come(gang.queued_since + delay, say("eta.delay")):
             return False
-        search = Search(later, gang, only)
-        if not search.rules.may_take() or not victims.are_enough(later, gang, search.rules):
+        rules = Rules(later, gang)
+        if not rules.may_take() or not victims.are_enough(later, gang, rules):
             return False
-        mark = later.trial.mark()
-        search.offered = shrink.offer(this, later.trial, gang, search.rules)
-        choice = search.choose()
-        if choice is not None and search.offered:
-            smaller = search.take_up(choice)
-        later.trial.rollback(mark)
+        choice, smaller = _searched(this, later, gang, only)
     if choice is None:
         return False
     goes: shrink.Goes = [(victim, trial.places(victim)) for victim in choice.victims]
@@ -105,6 +69,27 @@ def run(
     if not may(choice.placement, goes):
         return False
     return _carry_out(this, gang, choice, smaller, is_free)
+
+
+def _searched(this: Pass, later: Later, gang: GangState, only: int) -> tuple[Choice | None, dict[str, Placement]]:
+    """The victims, and what those keep who become smaller beside them. Where all that elastic ones of other queues may
+    give leads to nothing, as it is elsewhere, or no more than their queue has beyond its own: the same as if they were
+    of fixed size, of whom one may be the last to leave a queue that borrows with less."""
+    mark, smaller = later.trial.mark(), dict[str, Placement]()
+    search = Search(later, gang, only)
+    search.offered = shrink.offer(this, later.trial, gang, search.rules)
+    choice = search.choose()
+    if choice is None and any(giver.gang.spec.queue != gang.spec.queue for giver in search.offered.values()):
+        later.trial.rollback(mark)
+        search = Search(later, gang, only)
+        search.rules.takes_all = True
+        choice = search.choose()
+        if choice is not None:
+            search.ask_for_less(choice)
+    if choice is not None and search.offered:
+        smaller = search.take_up(choice)
+    later.trial.rollback(mark)
+    return choice, smaller
 
 
 def somebody_leaves(this: Pass) -> bool:
@@ -266,6 +251,21 @@ class Search:
         go_on(0, [], 0)
         return best
 
+    def ask_for_less(self, choice: Choice) -> None:
+        """Who of the victims need only become smaller offers that, and is none."""
+        trial, active = self.trial, (Status.RUNNING, Status.RESIZING)
+        for victim in choice.victims:
+            trial.hold(victim, ())
+        for victim in [one for one in choice.victims if one.spec.is_elastic() and not trial.is_new(one)]:
+            giver = Giver(victim, victim.spec.min_size, trial.standing(victim))
+            if victim.status in active and giver.size < size_of(victim.spec, giver.standing):
+                trial.hold(victim, keeps(*giver))
+                if self._find(-1) is None:
+                    trial.hold(victim, ())
+                else:
+                    choice.victims.remove(victim)
+                    self.offered[victim.id] = giver
+
     def take_up(self, choice: Choice) -> dict[str, Placement]:
         """What those keep who offered to become smaller and must, beside the victims; the others keep what they
         hold."""
@@ -328,10 +328,13 @@ class Search:
         return self._free_milli(scope) + self.state.capacity.parts_left(scope)
 
     def _in_scope(self, scope: int, narrow: bool, kinds: list[list[Row]]) -> Choice | None:
-        """Cheapest first; where each may be taken at its moment only, smallest first, if that leads to nobody."""
+        """Cheapest first; where each may be taken at its moment only, smallest first, if that leads to nobody; then
+        only those that are there, as one elsewhere may be the last that its queue has beyond its own."""
         found = self._taken_by_turns(scope, narrow, kinds)
         if found is None and self.rules.goes_by_turns():
             found = self._taken_by_turns(scope, narrow, victims.smallest_first(kinds, self.rules))
+        if found is None and not narrow and self.state.quota.enforced:
+            found = self._taken_by_turns(scope, True, kinds)
         return found
 
     def _taken_by_turns(self, scope: int, narrow: bool, kinds: list[list[Row]]) -> Choice | None:

@@ -17,8 +17,10 @@ of its priority.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from heapq import heapify, heappop, heappush
 from math import inf
 
@@ -32,7 +34,7 @@ from llmsched.core.scheduling_pass import Pass
 from llmsched.core.shapes import Key
 from llmsched.core.stages import evict, make_way
 from llmsched.core.stages.backfill import Calendar
-from llmsched.core.stages.count import Count, lacking_flavors
+from llmsched.core.stages.count import Count, Wish, lacking_flavors
 from llmsched.core.stages.lesser import Giver
 from llmsched.core.stages.line import Bunch, alone, bound_of, by_due, in_order, keep_order, key_with_age, kins
 from llmsched.core.stages.make_way import NOBODY, Row, compete
@@ -74,9 +76,10 @@ def run(this: Pass, calendar: Calendar) -> dict[str, None]:
         return settled
     for running, classes in _lines(this, calendar):
         staying = evict.Staying(this, [gang for _, gang in running])
-        starters, victims = _pick(this, calendar, running, classes, staying)
+        pick = partial(_pick, this, calendar, running, classes, staying, without={})
+        starters, victims = pick(())
         if starters:
-            settled |= make_way.run(this, calendar, staying, starters, victims, running=running)
+            settled |= make_way.run(this, calendar, staying, starters, victims, running=running, again=pick)
         if plan.is_cut:
             break
     if trial.leaving and state.waiting.elastic:
@@ -203,18 +206,19 @@ def _best(line: tuple[list[Row], list[_Class]]) -> Key:
 
 
 def _best_first(
-    classes: list[_Class], is_refused: Callable[[GangState], bool], is_hopeless: Callable[[Workload], bool]
+    classes: list[_Class], is_refused: Callable[[Key, GangState], bool], is_hopeless: Callable[[Key, Workload], bool]
 ) -> None:
     """Ask about each gang of all classes, best first, but for those that are refused what one of their class was. A
-    class is read when its turn may have come; `is_hopeless`: nobody who asks for that finds it any more."""
+    class is read when its turn may have come; `is_hopeless`: nobody whose key is no lower, and who asks for that, finds
+    it any more."""
     heap = [(each.bound, number, -1) for number, each in enumerate(classes)]
     heapify(heap)
     while heap:
-        _, number, place = heappop(heap)
+        key, number, place = heappop(heap)
         each = classes[number]
-        if place < 0 and each.sample is not None and is_hopeless(each.sample):
+        if place < 0 and each.sample is not None and is_hopeless(key, each.sample):
             continue
-        while place < 0 or not is_refused(each.read[place][1]) or each.sample is None:
+        while place < 0 or not is_refused(*each.read[place]) or each.sample is None:
             place += 1
             following = each.at(place)
             if following is None:
@@ -226,45 +230,95 @@ def _best_first(
 
 
 def _pick(
-    this: Pass, calendar: Calendar, running: list[Row], waiting: list[_Class], staying: evict.Staying
+    this: Pass,
+    calendar: Calendar,
+    running: list[Row],
+    waiting: list[_Class],
+    staying: evict.Staying,
+    missed: Collection[GangState],
+    without: dict[str, None],
 ) -> tuple[list[GangState], list[GangState]]:
     """By counting GPUs and quota only: who of the waiting should start, and who of the running is not among the best.
 
-    First those inside their queue's own quota, then those that borrow, each in order of rank. Who waits takes the first
-    of its options that counts out, beside those that it has exchanged a place with; who runs counts where it is.
+    First those inside their queue's own quota, then those that borrow, each in order of rank: no queue borrows what its
+    owner asks for. In one queue rank alone decides: one that borrows has what those of its queue have that come after
+    it. Who waits takes the first of its options that counts out, beside those that it has exchanged a place with; who
+    runs counts where it is. `missed`: those that were picked and found no places, who are counted out from then on.
     """
+    without.update((gang.id, None) for gang in missed)
     count = Count(this, calendar)
     classes = [_Class(running), *waiting]
     picked: dict[str, None] = {}
+    inside: dict[str, list[Row]] = {}  # of each queue those that are picked inside its own quota, best first
     with count.everybody_gone([gang for _, gang in running]):
 
-        def is_refused(gang: GangState, takes: Callable[[GangState, str | None, int], bool]) -> bool:
-            if gang.id in picked:
-                return False
-            wishes = [] if count.is_used_up() else count.wishes(gang)
-            stay = () if gang.is_holding() else [one for one in staying.stay_for(gang) if one.id not in picked]
+        def staying_for(gang: GangState) -> list[GangState]:
+            return [] if gang.is_holding() else staying.stay_for(gang)
+
+        def behind(key: Key, queue: str) -> list[Row]:
+            rows = inside.get(queue, [])
+            return rows[bisect_right(rows, key, key=_key) :] if rows and rows[-1][0] > key else []
+
+        def owns_too_little(key: Key, gang: GangState) -> bool:
+            wishes = [] if count.is_used_up() or gang.id in without else count.wishes(gang)
+            stay = [one for one in staying_for(gang) if one.id not in picked]
             with count.kept(stay, gang, wishes) if stay else nullcontext():
-                if any(takes(gang, *wish) for wish in wishes):
+                if any(count.takes_own(gang, *wish) for wish in wishes):
                     picked[gang.id] = None
+                    inside.setdefault(gang.spec.queue, []).append((key, gang))
                     return False
             return not stay and count.refuses_its_like(gang, wishes)  # else others may take what those have
 
-        def owns_too_little(gang: GangState) -> bool:
-            return is_refused(gang, count.takes_own)
-
-        def finds_too_little(gang: GangState) -> bool:
+        def finds_too_little(key: Key, gang: GangState) -> bool:
+            if gang.id in picked:
+                return False
             is_sized = gang.spec.is_elastic() and not gang.is_holding() and gang.id not in this.owed
             if is_sized and not _is_above_somebody(this, gang.spec):
-                return gang.id not in picked  # beyond what its queue owns it has what elasticity gives it
-            return is_refused(gang, count.takes)
+                return True  # beyond what its queue owns it has what elasticity gives it
+            after = behind(key, gang.spec.queue)
+            is_out = gang.id in without or (count.is_used_up() and not after)
+            wishes = [] if is_out else count.wishes(gang)
+            stay = staying_for(gang)
+            after = [row for row in after if row[1] not in stay]
+            stay = [one for one in stay if one.id not in picked]
+            with count.kept(stay, gang, wishes) if stay else nullcontext():
+                if any(count.takes(gang, *wish) for wish in wishes) or takes_from(after, gang, wishes):
+                    picked[gang.id] = None
+                    return False
+            return not stay and count.refuses_its_like(gang, wishes)
+
+        def takes_from(after: list[Row], gang: GangState, wishes: list[Wish]) -> bool:
+            """What those of its queue have that come after it, the last one first: they are asked again."""
+            given: list[GangState] = []
+            if not count.could_take(gang, [one for _, one in after]):
+                return False
+            for _, one in reversed(after):
+                count.gives_up(one)
+                given.append(one)
+                if any(count.takes(gang, *wish) for wish in wishes):
+                    gone = {one.id for one in given}
+                    inside[gang.spec.queue] = [row for row in inside[gang.spec.queue] if row[1].id not in gone]
+                    for name in gone:
+                        del picked[name]
+                    return True
+            for one in reversed(given):
+                count.takes_again(one)
+            return False
+
+        def is_hopeless(key: Key, spec: Workload) -> bool:
+            return count.has_no_room(spec) and not behind(key, spec.queue)
 
         if count.quota.enforced:
-            _best_first(classes, owns_too_little, count.has_no_room)
+            _best_first(classes, owns_too_little, is_hopeless)
             count.charge_own()
-        _best_first(classes, finds_too_little, count.has_no_room)
+        _best_first(classes, finds_too_little, is_hopeless)
     rows = [row for each in waiting for row in each.read if row[1].id in picked]
     starters = [gang for _, gang in sorted(rows, key=lambda row: row[0])]
     return starters, [gang for _, gang in running if gang.id not in picked]
+
+
+def _key(row: Row) -> Key:
+    return row[0]
 
 
 def _share(this: Pass, calendar: Calendar) -> dict[str, None]:

@@ -39,10 +39,21 @@ def run(this: Pass, calendar: Calendar) -> None:
     by_rank = state.configuration.scheduling.preemption.within_queue == "by_rank"  # 0 is a size then: nothing for now
     demand = Demand(this, calendar, running, by_rank)
     waiting = [gang for shape in shapes for gang in demand.able(shape)]
-    plan.kept_free = {flavor: demand.rigid_of([flavor]) for flavor in state.capacity.by_flavor}
     owed = _owed(this, running) if by_rank else {}
-    plan.sizes.update((name, nearest(gang, gang.spec.min_size)) for name, gang in owed.items())
     gangs = sorted(running + waiting, key=lambda g: (g.submitted_at, g.workload_id, g.index))[:GANGS_SHARED]
+    _share(this, demand, gangs, owed, by_rank)
+    if none := demand.forget_who_finds_none(waiting):
+        plan.sizes.update(dict.fromkeys((gang.id for gang in gangs if gang.id in none), 0))
+        _share(this, demand, [gang for gang in gangs if gang.id not in none], owed, by_rank)
+    plan.kept_free = {flavor: demand.rigid_of([flavor]) for flavor in state.capacity.by_flavor}
+    if policy.period_s:
+        plan.by_clock = True
+        plan.wake(plan.at + policy.period_s)
+
+
+def _share(this: Pass, demand: Demand, gangs: list[GangState], owed: dict[str, GangState], by_rank: bool) -> None:
+    trial, state, plan = this.trial, this.state, this.plan
+    plan.sizes.update((name, nearest(gang, gang.spec.min_size)) for name, gang in owed.items())
     for flavors, sharing in _pools(state, gangs):
         there = free_at_last(trial, _smallest_milli(state, sharing))
         free = sum(there.get(flavor, 0) for flavor in flavors)
@@ -55,9 +66,6 @@ def run(this: Pass, calendar: Calendar) -> None:
         capacity = max(0, free + held - demand.rigid_of(flavors))
         _share_out(this, sharing, capacity, by_rank, demand, flavors, demand.limits(flavors, sharing))
         _give_the_owed(this, sharing, capacity, owed, demand, flavors)
-    if policy.period_s:
-        plan.by_clock = True
-        plan.wake(plan.at + policy.period_s)
 
 
 def free_at_last(trial: Trial, smallest: int = MILLI) -> dict[str | None, int]:
@@ -114,7 +122,7 @@ def _share_out(
         left, bounds = amount, [(limit.of(members), limit.most(-inf)) for limit in mine]
         for tier, lower in _tiers(members):
             below = tier[0].spec.priority if by_rank else -inf
-            kept = [] if by_rank else [gang for gang in lower if gang.is_active()]
+            kept = [gang for gang in lower if gang.is_active() and not (by_rank and gang.spec.preemptible)]
             theirs = demand.rigid_of(flavors, below)
             most = [(limit.of(tier), limit.most(below)) for limit in mine]
             asked = [
@@ -181,8 +189,9 @@ def _given_milli(this: Pass, gangs: list[GangState]) -> int:
 
 
 def _owed(this: Pass, running: list[GangState]) -> dict[str, GangState]:
-    """By rank: those that have waited long, and until they have had their part. They hold their least in any case."""
-    waits = (this.state.gangs[name] for name in this.owed)
+    """By rank: those that have waited long, and until they have had their part. They hold their least in any case, but
+    for those that could not have it whoever made way."""
+    waits = (this.state.gangs[name] for name in this.owed if name not in this.owed_later)
     found = {gang.id: gang for gang in waits if gang.spec.is_elastic() and gang.nomination is None}
     return found | {gang.id: gang for gang in running if is_owed(gang, this.plan.has_come)}
 
