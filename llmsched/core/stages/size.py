@@ -129,11 +129,16 @@ def _share_out(
                 (bound, most - _all_least_milli(state, limit.of(kept)))
                 for limit, (bound, most) in zip(mine, most, strict=True)
             ]
+            stays = False  # whether one has its least, though the policy gives it nothing
             for name, size in _shares(this, tier, left + theirs - _all_least_milli(state, kept), asked).items():
                 gang = state.gangs[name]
-                plan.sizes[name] = 0 if by_rank and not size and gang.wanted_size is None else nearest(gang, size)
+                may_be_none = by_rank and gang.wanted_size is None and (gang.spec.preemptible or not gang.is_active())
+                plan.sizes[name] = 0 if may_be_none and not size else nearest(gang, size)
+                stays = stays or (by_rank and not size and plan.sizes[name] > 0)
             if by_rank:
-                is_behind = left < capacity or demand.rigid_of(flavors) > theirs  # others, or other queues, come first
+                is_behind = (
+                    stays or left < capacity or demand.rigid_of(flavors) > theirs
+                )  # others, or other queues, come first
                 for those, amount_there in [*most, (tier, max(0, left + theirs))]:
                     _cut(this, those, amount_there, may_rest=is_behind)
             left -= _given_milli(this, tier)
