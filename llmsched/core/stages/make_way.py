@@ -32,7 +32,7 @@ from llmsched.core.windows import kept
 from llmsched.core.workload import Placement
 
 NOBODY: Key = ((inf,),)  # ranks after everybody
-LOOKS = 3  # how often a ranking counts again without those that find no places,
+LOOKS = 2  # how often a ranking counts: once more without those that find no places,
 FIRST = 16  # and among how many of those that start it looks for them
 
 Row = tuple[Key, GangState]

@@ -79,12 +79,19 @@ def run(this: Pass, calendar: Calendar) -> dict[str, None]:
         pick = partial(_pick, this, calendar, running, classes, staying, without={})
         starters, victims = pick(())
         if starters:
-            settled |= make_way.run(this, calendar, staying, starters, victims, running=running, again=pick)
+            again = pick if _has_rights(this) else None
+            settled |= make_way.run(this, calendar, staying, starters, victims, running=running, again=again)
         if plan.is_cut:
             break
     if trial.leaving and state.waiting.elastic:
         plan.asks_again = True  # what those leave, elastic ones have not been given a share of
     return settled
+
+
+def _has_rights(this: Pass) -> bool:
+    """Whether one that waits may have a right to what another one has, be it by priority or by quota, whoever stands
+    before it. Otherwise who finds no place leaves it to those who run."""
+    return this.policies.ordering.by_priority or this.state.quota.enforced
 
 
 class _Class:
