@@ -43,7 +43,7 @@ echo "== token file $(stat -c %a /root/.ray/auth_token)"
 echo "== outside loopback: $(ss -Hltn | awk '$4 !~ /^(127\.|\[::1\]|\[::ffff:127\.)/ {print $4}' | sort -u | tr '\n' ' ')"
 echo "== join"
 llmsched nodes
-llmsched apply -f /tmp/hello.yaml --wait --timeout 120
+llmsched apply -f /tmp/hello.yaml --wait --timeout 300
 llmsched logs hello
 echo "== status"; llmsched cluster status /tmp/local.yaml
 echo "== down"; llmsched cluster down --yes /tmp/local.yaml

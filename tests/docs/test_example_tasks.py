@@ -114,7 +114,6 @@ def measured(
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
-@pytest.mark.timeout(240)
 def test_the_row_of_images_is_as_good_as_it_says(
     runner: Any, alone: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -128,7 +127,6 @@ def test_the_row_of_images_is_as_good_as_it_says(
     assert found["number"] >= runner.expected("see")["parts"][""]["at_least"] > found["baseline"]
 
 
-@pytest.mark.timeout(240)
 def test_the_row_of_drawing_is_as_good_as_it_says(
     runner: Any, alone: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

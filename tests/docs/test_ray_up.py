@@ -28,7 +28,7 @@ def test_ray_up_starts_a_closed_cluster_that_llmsched_joins_and_ray_down_ends() 
     namespaces = ["unshare", "--pid", "--net", "--mount", "--fork", "--kill-child", "--mount-proc"]
 
     def follow() -> subprocess.CompletedProcess[str]:
-        return subprocess.run([*namespaces, "bash", str(SCRIPT)], capture_output=True, text=True, timeout=290)
+        return subprocess.run([*namespaces, "bash", str(SCRIPT)], capture_output=True, text=True, timeout=560)
 
     done = follow()
     if "== join" not in done.stdout:  # `ray start` gives a head half a minute, which a busy machine may not keep
