@@ -1,4 +1,5 @@
-"""What ruff does not check: no Python file beyond 500 lines, and no name in the product that nothing uses.
+"""What ruff does not check: no Python file beyond 500 lines, no name in the product that nothing uses, and no test that
+waits for so short a time that a slow machine would miss it.
 
     python tests/structure.py
 
@@ -142,11 +143,16 @@ CALLED_BY_OTHERS: dict[str, str] = {
     "start_anew": "tests: of the fake cluster",
 }
 
+# Methods and functions that are told by place how long they wait, and keywords of others beside `timeout`.
+WAITS_BY_PLACE = ("wait", "wait_for", "join", "result", "timeout")
+WAITS_BY_WORD = {"wait": ("timeout", "timeout_s"), "connect": ("open_timeout",)}
+
 
 def main() -> int:
     tracked = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, check=True, capture_output=True, text=True)
-    found = [*too_long(tracked.stdout.split()), *dead_names()]
-    print("\n".join(found) if found else "structure: every file is short enough, and every name is used")
+    names = tracked.stdout.split()
+    found = [*too_long(names), *dead_names(), *short_waits(names)]
+    print("\n".join(found) if found else "structure: files are short enough, names are used, tests wait long")
     return 1 if found else 0
 
 
@@ -158,6 +164,27 @@ def too_long(names: Iterable[str]) -> Iterator[str]:
             yield f"{name}: {lines} lines, at most {LONGER.get(name, MOST_LINES)}; split it by its ideas"
         if name in LONGER and lines <= MOST_LINES:
             yield f"{name}: {lines} lines are enough now; take it out of LONGER in {Path(__file__).name}"
+
+
+def short_waits(names: Iterable[str]) -> Iterator[str]:
+    """Waits in tests of more than 3 s and less than 60 s, in figures. Less is a pause, or what a test is about."""
+    for name in names:
+        if not (ROOT / name).exists():
+            continue
+        if name.startswith("tests/") and not name.startswith(("tests/benchmarks/", "tests/core/", "tests/gpu/")):
+            for line, called in waits_of(ast.parse((ROOT / name).read_text("utf-8"))):
+                yield f"{name}:{line}: a slow machine misses the bound of {called}; wait for PATIENCE_S of waiting.py"
+
+
+def waits_of(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            called = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            given = [word.value for word in node.keywords if word.arg in WAITS_BY_WORD.get(called, ("timeout",))]
+            given += node.args if called in WAITS_BY_PLACE else []
+            for one in given:
+                if isinstance(one, ast.Constant) and type(one.value) in (int, float) and 3 < one.value < 60:
+                    yield node.lineno, called
 
 
 def dead_names() -> Iterator[str]:

@@ -54,7 +54,7 @@ def test_a_file_is_applied_waited_for_and_read_as_one_run(controller: Live, tmp_
     with controller.client() as client:
         run = client.apply(tmp_path / "spec.yaml")
         assert run.ids == ["first", "second"] and repr(run) == "<Run of first, second>"
-        assert run.wait(10, watch=lambda view: seen.append(view.name)) is run
+        assert run.wait(PATIENCE_S, watch=lambda view: seen.append(view.name)) is run
         assert (run.phase, run.metrics["eval.loss"]) == ("succeeded", 0.25)
         assert run["second"].ids == ["second"]
         assert run.artifact is not None
@@ -74,7 +74,7 @@ def test_a_failed_run_says_failed(controller: Live) -> None:
         run = client.apply([spec])
         with pytest.raises(ClusterError, match="fails failed: .*no data"):
             run.wait(PATIENCE_S)
-        assert run.wait(20, check=False).phase == "failed"
+        assert run.wait(PATIENCE_S, check=False).phase == "failed"
         assert "no data" in client.status("fails").message
 
 

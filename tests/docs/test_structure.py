@@ -40,3 +40,12 @@ def test_a_file_beyond_500_lines_is_found_and_one_that_is_allowed_to_be_longer_o
     found = list(structure.too_long(["a.py", "b.py", "c.py", "d.py"]))
     assert [line.partition(" lines")[0] for line in found] == ["a.py: 501", "b.py: 601", "c.py: 500"]
     assert "take it out of LONGER" in found[2]
+
+
+def test_a_wait_that_a_slow_machine_would_miss_is_found_and_a_pause_or_a_long_one_is_not(tree: Path) -> None:
+    (tree / "tests").mkdir()
+    short = ["it.wait(5)", "run(timeout=30)", "wait_for(it, 10)", "it.wait('a', timeout_s=10)", "asyncio.timeout(20)"]
+    right = ["it.wait(0.1)", "run(timeout=PATIENCE_S)", "wait_for(it, 100)", "it.result()", "', '.join(words)"]
+    (tree / "tests" / "one.py").write_text("\n".join([*short, *right]))
+    found = list(structure.short_waits(["tests/one.py", "tests/gone.py"]))
+    assert [line.split(":")[1] for line in found] == ["1", "2", "3", "4", "5"]

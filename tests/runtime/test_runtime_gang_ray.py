@@ -67,7 +67,7 @@ def test_all_who_come_are_led_to_the_one_that_the_first_had_started(echo: str) -
 
     def start() -> str:
         started.append("one")
-        may_come_up.wait(10)
+        may_come_up.wait(PATIENCE_S)
         return echo
 
     door, heard = Door(HERE, start), []

@@ -445,7 +445,7 @@ def test_writers_in_many_threads_share_transactions_and_lose_nothing(path):
         thread.start()
     for thread in threads:
         thread.join()
-    wait(futures, 20)
+    wait(futures, PATIENCE_S)
     assert sorted(future.result()[0].seq for future in futures) == list(range(1, 201))
     assert len(store.read()) == 200
     store.close()
