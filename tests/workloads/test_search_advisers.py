@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from statistics import mean
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from llmsched.runtime.ask import Child
 from workloads.search import schedulers, space
-from workloads.search.halving import Halving
+from workloads.search.halving import PATIENCE_S, Halving
 from workloads.search.trials import Trial, best
 
 RATE = {"uniform": None, "loguniform": [1e-4, 1.0], "randint": None, "choice": None, "grid": None}
@@ -72,9 +73,13 @@ def test_optuna_learns_from_trials_of_before_a_restart_too() -> None:
     assert found < mean(one.value for one in tried(space.suggester(section), 1, 12)) / 2
 
 
-def run(section: dict[str, Any], ends: list[float], at_once: int = 0) -> dict[int, int]:
-    """Trials whose loss after each step is what they end with, `at_once` of them (0: all), a step each in turn; who
-    waits for a verdict makes none. How many steps each made."""
+def run(
+    section: dict[str, Any], ends: Sequence[float | Sequence[float]], at_once: int = 0, seed: int | None = None
+) -> dict[int, int]:
+    """Trials whose loss after each step is what they end with, or stands in four numbers (below step 9, 27, 81, and
+    there); `at_once` of them (0: all), a step each in turn, with a `seed` some sooner than others; who waits for a
+    verdict makes none. How many steps each made."""
+    chance, last = None if seed is None else random.Random(seed), section["scheduler_args"]["max_t"]
     scheduler = schedulers.scheduler(section)
     todo, open_, made, waits = [*range(1, len(ends) + 1)], dict[int, Trial](), dict[int, int](), set[int]()
 
@@ -88,15 +93,17 @@ def run(section: dict[str, Any], ends: list[float], at_once: int = 0) -> dict[in
             open_[trial.number] = trial
             scheduler.add(trial)
         assert waits < {*open_}, "somebody can go on"
-        for number, trial in [*open_.items()]:
-            if number in waits:
+        for number, trial in chance.sample([*open_.items()], len(open_)) if chance else [*open_.items()]:
+            if number in waits or (chance and chance.random() < 0.3):
                 continue
             step = made[number] = made.get(number, 0) + 1
-            trial.furthest, value = step, ends[number - 1]
+            given = ends[number - 1]
+            value = given if isinstance(given, float) else given[(step >= 9) + (step >= 27) + (step >= 81)]
+            trial.furthest = step
             trial.history.append((step, value))
             if scheduler.reported(trial, step, value) is not None:
                 end(trial, "cancelled")
-            elif step == 27:
+            elif step == last:
                 end(trial, "succeeded")
             elif isinstance(scheduler, Halving) and scheduler.rungs.reached(step) == step:
                 waits.add(number)
@@ -130,6 +137,30 @@ def test_asha_finds_the_best_of_a_grid_with_a_quarter_of_its_steps_also_of_few_t
     assert mean(parts) <= 0.25, parts
 
 
+# What examples/14_search/fit.py says of 8 and of 12 points after 3, 9, 27 and 81 steps. Who is soon good may end badly.
+EIGHT = [
+    (0.514, 0.512, 0.506, 0.490), (1e9, 1e9, 1e9, 1e9), (0.211, 0.117, 0.080, 0.091), (0.241, 0.073, 0.057, 0.049),
+    (0.420, 0.211, 0.070, 0.056), (0.430, 0.266, 0.090, 0.064), (0.508, 0.495, 0.460, 0.317),
+    (0.528, 0.493, 0.403, 0.222),
+]  # fmt: skip
+TWELVE = [
+    (0.514, 0.512, 0.506, 0.490), (0.203, 0.074, 0.061, 0.052), (0.551, 0.512, 0.463, 0.323),
+    (0.099, 0.061, 0.132, 0.165), (0.508, 0.451, 0.290, 0.084), (1e9, 1e9, 1e9, 1e9), (0.478, 0.398, 0.124, 0.059),
+    (0.536, 0.508, 0.442, 0.291), (0.375, 0.098, 0.058, 0.051), (0.508, 0.497, 0.464, 0.339), (1e9, 1e9, 1e9, 1e9),
+    (0.410, 0.231, 0.079, 0.063),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("curves", "at_once"), [(EIGHT, 2), (EIGHT, 4), (EIGHT, 8), (TWELVE, 4), (TWELVE, 12)])
+def test_asha_comes_within_a_twentieth_of_the_best_whoever_comes_first(curves: Any, at_once: int) -> None:
+    """Before, trials were judged as soon as three had come: of 8 it kept one that ended twice as badly."""
+    args, best_of_all = {**ARGS, "max_t": 81, "grace_period": 3}, min(each[-1] for each in curves)
+    for seed in range(10):
+        made = run(tune(scheduler="asha", scheduler_args=args), curves, at_once, seed)
+        found = min(curves[number - 1][-1] for number, steps in made.items() if steps == 81)
+        assert found <= 1.05 * best_of_all and sum(made.values()) <= 0.25 * 81 * len(curves), (seed, made)
+
+
 def test_nobody_waits_at_a_rung_for_a_trial_that_does_not_run() -> None:
     """With one GPU the others begin when this one has ended."""
     made = run(tune(scheduler="asha", scheduler_args=ARGS), [0.3, 0.1, 0.2, 0.4], 1)
@@ -149,6 +180,22 @@ def verdicts_of(halving: Halving, losses: dict[int, float]) -> dict[int, bool]:
         halving.add(trial)
         halving.reported(trial, 1, losses[trial.number])
     return {one.number: verdict.passes == 1 for one, verdict in halving.decided(trials)}
+
+
+def test_those_at_a_rung_wait_for_others_on_the_way_there_and_not_for_long() -> None:
+    """A trial that waited for ten minutes would go on without a verdict."""
+    now = [0.0]
+    halving = Halving(tune(scheduler="asha", scheduler_args=ARGS), lambda: now[0])
+    here = [Trial(number, {}, "running", furthest=1.0) for number in (1, 2, 3)]
+    late = Trial(4, {}, "running")
+    for trial in (*here, late):
+        halving.add(trial)
+    for trial in here:
+        halving.reported(trial, 1, trial.number / 10)
+    assert halving.decided([*here, late]) == []
+    now[0] = PATIENCE_S
+    verdicts = {one.number: verdict.passes for one, verdict in halving.decided([*here, late])}
+    assert verdicts == {1: 1, 2: 1, 3: None}, "of the four of which one may come two go on"
 
 
 def test_of_those_that_come_to_a_rung_together_the_best_part_goes_on_and_not_the_best_alone() -> None:
