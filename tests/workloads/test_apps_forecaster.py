@@ -13,7 +13,7 @@ from llmsched.data.growth import Growth
 from llmsched.runtime import Context, artifact, enter
 from workloads.apps import forecaster
 from workloads.apps.forecaster import Forecaster
-from workloads.loops import forecast
+from workloads.loops import forecast, times_ahead
 
 SEASON, AHEAD = 24, 6
 
@@ -95,6 +95,25 @@ def test_one_that_begins_anew_says_the_same_whatever_it_keeps(weather, monkeypat
     whole = torch.tensor([[row["x"], row["heat"]] for row in rows[:607]])
     curve = forecast.Learnt(model).curve(whole, 0, known, (0.05, 0.95))
     assert app(asked)["curve"] == pytest.approx(curve.middle.tolist(), abs=1e-3)
+
+
+def test_one_network_for_all_times_of_a_cycle_reads_nothing_that_is_to_come_and_says_the_same_whatever_is_kept(
+    weather, tmp_path
+):
+    _, _, rows = weather
+    more = {"known": ["heat"], "cycle": 8, "hidden": [16], "global_batch_size": 16}
+    model, metrics = learnt(tmp_path / "cycle", rows[:600], **more)
+    assert metrics["eval.mae"] < 0.3 * metrics["eval.mae_season"]
+    one, known = forecast.Learnt(model), torch.tensor([[row["heat"]] for row in rows[607 : 607 + AHEAD]])
+    past = torch.tensor([[row["x"], row["heat"]] for row in rows[:607]])
+    curve, latest = (one.curve(past[first:], first, known, (0.05, 0.95)) for first in (0, 607 - one.needed))
+    assert curve.middle.tolist() == pytest.approx(latest.middle.tolist(), abs=1e-3)
+    true = torch.tensor([row["x"] for row in rows[607 : 607 + AHEAD]])
+    assert float((curve.middle - true).abs().mean()) < 0.5
+    series, start = past[:100, 0], torch.tensor([60])
+    read = times_ahead.inputs(series, past[:100, 1:], start, SEASON, 8, AHEAD)
+    to_come = torch.where(torch.arange(100) < 60, series, 1e6)
+    assert torch.equal(read, times_ahead.inputs(to_come, past[:100, 1:], start, SEASON, 8, AHEAD))
 
 
 def test_what_lies_far_outside_of_the_band_is_odd_and_reported(weather, monkeypatch, tmp_path):

@@ -122,6 +122,7 @@ def test_what_is_wrong_in_a_config_or_its_data_is_named(made: Path, tmp_path: Pa
         'config.predicts: expected "label" or "number"': changed(table, predicts="colour"),
         "the column 'label' is not of numbers alone": changed(table, predicts="number"),
         "500 numbers are few for a season of 499": changed(forecast, season=499),
+        "a season of 24 is no whole number of cycles of 3 times or more": changed(forecast, cycle=7),
         'config.kind: expected "skip-gram" or "cbow"': changed(cbow, kind="glove"),
         "fewer than two words come 999 times": changed(cbow, least=999),
     }

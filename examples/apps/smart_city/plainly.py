@@ -7,25 +7,29 @@ from typing import Any
 import numpy as np
 import torch
 from prepare import DAY, KNOWN
-from sklearn.linear_model import Ridge
+from sklearn.linear_model import RidgeCV
 
-from workloads.loops.forecast import ahead_of
+from workloads.loops.times_ahead import inputs
 
 
 def ridge(history: list[Any], coming: list[Any]) -> float:
-    """A line from what the loop reads (the last two days, weather of then and of a week before, time of the week)."""
-    rows = [*history, *coming]
-    needed = np.array([row["demand"] for row in rows])
+    """A line for each half hour, from what the loop reads of it (times_ahead.py), learnt from every evening. How much
+    it is held back is what leaves least error on evenings that it did not learn from."""
+    rows, season = [*history, *coming], 7 * DAY
+    needed = torch.tensor([row["demand"] for row in rows])
     known = torch.tensor([[float(row[name]) for name in KNOWN] for row in rows])
-    known = (known - known.mean(0)) / known.std(0)
-    away, season = needed[7 * DAY :] - needed[: -7 * DAY], 7 * DAY
+    scaled, known = ((each - each.mean(0)) / each.std(0) for each in (needed, known))
 
-    def inputs(starts: Any) -> Any:
-        past = np.stack([away[at - season - 2 * DAY : at - season] for at in starts])
-        return np.concatenate([past, ahead_of(known, torch.tensor(starts), season, DAY).numpy()], 1)
+    def asked(starts: range) -> tuple[Any, Any]:
+        """[evenings, DAY, inputs], and [evenings, DAY]: what differs from a week ago."""
+        times = torch.tensor(starts)[:, None] + torch.arange(DAY)
+        read = inputs(scaled, known, times[:, 0], season, DAY, DAY)
+        return read.numpy(), (needed[times] - needed[times - season]).numpy()
 
-    learnt = [*range(season + 2 * DAY, len(history) - DAY, 5)]
-    model = Ridge(100.0).fit(inputs(learnt), np.stack([away[at - season : at - season + DAY] for at in learnt]))
-    asked = [*range(len(history), len(rows), DAY)]
-    true = np.stack([away[at - season : at - season + DAY] for at in asked])
-    return float(np.abs(model.predict(inputs(asked)) - true).mean())
+    learnt, true_then = asked(range(2 * season, len(history), DAY))
+    tested, true = asked(range(len(history), len(rows), DAY))
+    off = []
+    for half in range(DAY):
+        line = RidgeCV([10.0**power for power in range(-1, 4)]).fit(learnt[:, half], true_then[:, half])
+        off.append(np.abs(line.predict(tested[:, half]) - true[:, half]).mean())
+    return float(np.mean(off))
