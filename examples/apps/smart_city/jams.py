@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from measuring import rows_of
 from PIL import Image
-from roads import JAM, ROAD
+from roads import JAM, LEARNT, ROAD
 from scipy import ndimage
 
 AT_ONCE, NEAREST, SPECK = 40, 3, 8  # pixels of a vehicle
@@ -62,7 +62,7 @@ def meet(one: list[float], other: list[float]) -> bool:
 
 
 def says_jam(reports: Any, text: str) -> bool:
-    likest = reports.post({"query": text, "k": NEAREST})["passages"]
+    likest = [one for one in reports.post({"query": text, "k": 100})["passages"] if one["means"] in LEARNT][:NEAREST]
     return sum(one["score"] * (1 if one["means"] == "jam" else -1) for one in likest) > 0
 
 

