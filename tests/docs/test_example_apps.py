@@ -78,6 +78,11 @@ def test_an_application_is_whole_small_and_explained(folder: Path, here: Any, tm
     assert drawn.is_file() == ("](run.svg)" in page) and (not drawn.is_file() or drawn.stat().st_size < 30_000)
 
 
+def test_each_ready_made_part_is_small() -> None:
+    lines = {file.name: file.read_text().count("\n") for file in (APPS.parents[1] / "workloads" / "apps").glob("*.py")}
+    assert len(lines) > 10 and not {name: count for name, count in lines.items() if count > 150}
+
+
 def test_a_hook_on_loopback_is_believed_by_its_certificate_and_down_as_often_as_it_says(
     here: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

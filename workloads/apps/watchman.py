@@ -63,6 +63,7 @@ class Watchman:
             if set(one) - KEYS or not {"of", "says"} <= set(one) or ("chat" in one) == ("post" in one):
                 raise RequestError(f"watch.yaml: canary {place}: expected of, says, and one of chat and post.")
         self._rules: dict[str, Any] = {**DEFAULTS, **settings}
+        self.every_s = float(self._rules["every_s"])
         self._report, self._clock, self._threads = report, clock, ThreadPoolExecutor(AT_ONCE, "canary")
         self._canaries: dict[tuple[str, str], list[dict[str, Any]]] = {}
         for one in canaries:
@@ -71,10 +72,6 @@ class Watchman:
         self._were_right: set[tuple[str, str]] = set()
         self._calm = dict.fromkeys(self._canaries, 0)
         self._repairs = self._alarms = self._count = 0
-
-    @property
-    def every_s(self) -> float:
-        return float(self._rules["every_s"])
 
     def look(self) -> None:
         """One round: every canary, then a verdict on each endpoint."""
@@ -123,8 +120,7 @@ class Watchman:
             self._alarms += 1
         elif self._rules["slow_s"] and min(one.slowest_s for one in rounds) > self._rules["slow_s"]:
             there = ask.endpoint(name)
-            if there.wanted < there.most:
-                more = there.wanted + 1
+            if (more := there.wanted + 1) <= there.most:
                 self._repair(of, f"{shown} is slow: {more} replicas are wanted", lambda: ask.scale(name, more))
 
     def _repair(self, of: tuple[str, str], words: str, do: Callable[[], None]) -> None:
