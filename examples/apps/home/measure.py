@@ -13,14 +13,18 @@ from typing import Any
 from prepare import asked  # isort: skip  # it knows the way to measuring.py
 
 import numpy as np
-from measuring import say
+from measuring import rows_of, say
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
 from llmsched import Client
 
 DATA, CLIENT = Path(__file__).parent / "data", Client()
-SPOKEN, VOICES, LOOKED_AT, _SEED = 16, ("en-us", "en-gb", "en-us+f3", "en-gb+m2"), 60, 7
+SPOKEN, LOOKED_AT, _SEED = 16, 60, 7
+ASKED = {  # part, of which rows, spoken by whom
+    "": ("test", ("en-us", "en-gb", "en-us+f3", "en-gb+m2")),
+    "_other": ("other", ("en-gb-scotland", "en-us+f4", "en-029", "en-gb+m7")),
+}
 SHOWN = (
     ("turn on the lamp in the hall", '{"device": "lamp", "room": "hall", "action": "on"}'),
     ("set the boiler in the hall to 20 degrees", '{"device": "boiler", "room": "hall", "action": "set", "value": 20}'),
@@ -28,8 +32,8 @@ SHOWN = (
 )
 
 
-def commands() -> None:
-    rows = [json.loads(line) for line in (DATA / "commands-test.jsonl").read_text().splitlines()]
+def commands(part: str, name: str, voices: tuple[str, ...]) -> None:
+    rows = rows_of(DATA / f"commands-{name}.jsonl")
 
     def after(row: dict[str, Any]) -> bool:
         return bool(CLIENT.chat("house").post({"message": row["text"]})["command"] == row["means"])
@@ -47,15 +51,15 @@ def commands() -> None:
 
     def spoken(pair: tuple[int, dict[str, Any]]) -> bool:
         number, row = pair
-        spoken = CLIENT.chat("mouth").post({"text": row["text"], "voice": VOICES[number % len(VOICES)]})
+        spoken = CLIENT.chat("mouth").post({"text": row["text"], "voice": voices[number % len(voices)]})
         said = CLIENT.chat("voice").post({"audio": spoken["audio"]})
         return bool(said["audio"] and said["answer"]["command"] == row["means"])
 
     with ThreadPoolExecutor(8) as several:
         right, shown = (sum(several.map(way, rows)) / len(rows) for way in (after, before))
         heard = sum(several.map(spoken, enumerate(rows[:SPOKEN]))) / SPOKEN
-    say("commands", right, shown)
-    say("spoken", heard, right)
+    say(f"commands{part}", right, shown)
+    say(f"spoken{part}", heard, right)
 
 
 def door() -> None:
@@ -75,12 +79,9 @@ def door() -> None:
     say("door", right / LOOKED_AT, float(reads.score(pixels[:LOOKED_AT], is_face[:LOOKED_AT])))
 
 
-def heating() -> None:
+if __name__ == "__main__":
+    for part, of in ASKED.items():
+        commands(part, *of)
+    door()
     metrics = CLIENT.status("heating").metrics
     say("heating", metrics["eval.mae"], metrics["eval.mae_season"])
-
-
-if __name__ == "__main__":
-    commands()
-    door()
-    heating()
