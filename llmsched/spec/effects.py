@@ -5,9 +5,11 @@ What is accepted has effect. Each function raises WrongAt, whose path begins at 
 
 from __future__ import annotations
 
+import re
+from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
-from llmsched.data.tasks import LESS_IS_BETTER
+from llmsched.data.tasks import LESS_IS_BETTER, metrics_of
 from llmsched.spec.section import WrongAt
 
 if TYPE_CHECKING:
@@ -76,6 +78,26 @@ def check_training(spec: TrainSpec) -> None:
             "it may not run for longer than that (max_runtime), so it would never save on the way; write less",
             "checkpoint", "every",
         )  # fmt: skip
+
+
+def check_publish(spec: TrainSpec) -> None:
+    """Of our own loop, whose result has the numbers of its evaluation and no others."""
+    when, train = spec.publish.when if spec.publish else None, spec.train
+    if when is None:
+        return
+    name = re.split(r"[ <>=!]", when, maxsplit=1)[0]
+    if train.evaluation is None:
+        message = f'nothing would be published: "{name}" is of no evaluation. Write train.evaluation, or leave this out'
+        raise WrongAt(message, "publish", "when")
+    asked = {*train.evaluation.metrics, train.evaluation.best}
+    measured = [each for n, each in enumerate(metrics_of(train.task, train.objective)) if n < 2 or each in asked]
+    known = [f"eval.{each}" for each in measured]
+    known += [f"{each}_before" for each in known] if train.evaluation.before else []
+    known += ["sparsity"] if train.prune else []
+    if name not in known:
+        near = get_close_matches(name, known, 1)
+        hint = f'did you mean "{near[0]}"?' if near else f"its numbers are {', '.join(known)}"
+        raise WrongAt(f'nothing would be published: the result has no "{name}"; {hint}', "publish", "when")
 
 
 def check_asking(spec: WorkloadSpec, what: str, own: str) -> None:

@@ -440,6 +440,7 @@ class TrainSpec(FiniteSpec):
         if self.train.base_model is not None:
             effects.check_asking(self, "our own loop", "train.loop")
             effects.check_training(self)
+            effects.check_publish(self)
         if self.publish and self.publish.as_ == "adapter" and self.train.loop is None and self.train.method == "full":
             raise WrongAt('an adapter needs "train.method: lora"; method "full" makes a whole model', "publish", "as")
         if self.publish and self.publish.as_ == "adapter" and self.train.merge:

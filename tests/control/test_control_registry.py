@@ -18,7 +18,9 @@ from llmsched.store.tables import ArchiveQuery
 
 QUICK = Script(runs_for_s=0.01, steps=1, metrics={"eval.loss": 0.5})
 TINY = "package:models/tiny"
-BASE = {"loop": None, "base_model": TINY, "datasets": [{"path": "/data/a.jsonl"}]}
+BASE = {
+    "loop": None, "base_model": TINY, "datasets": [{"path": "/data/a.jsonl"}], "evaluation": {"fraction": 0.1},
+}  # fmt: skip
 
 
 def source_of(cluster, name):

@@ -46,6 +46,10 @@ REFUSED = [
     (args("bf16: true"), "train.training_args.bf16", "resources.accelerators names none"),
     (train("  evaluation: {on: test}\n", "max_runtime: 1h\ncheckpoint: {every: 2h}\n"), "checkpoint.every",
      "never save on the way"),
+    (train("  evaluation: {on: test}\n", "publish: {to: b, as: model, when: 'eval.los < 1'}\n"), "publish.when",
+     'the result has no "eval.los"; did you mean "eval.loss"?'),
+    ("name: a\nkind: train\ntrain: {base_model: m, datasets: [{path: d}]}\n"
+     "publish: {to: b, as: model, when: eval.loss < 1}\n", "publish.when", '"eval.loss" is of no evaluation'),
     (train("  evaluation: {on: test}\n", "calls: [b]\n"), "calls", "our own loop asks no endpoint"),
     (train("  evaluation: {on: test}\n", "asks: true\n"), "asks", "our own loop asks for no work"),
     (BATCH + "batch: {input: {path: a}, model: m}\ncalls: [b]\n", "calls", "a model asks no endpoint"),
@@ -88,6 +92,7 @@ ACCEPTED = [
     evaluated("every: 5, best: loss, patience: 2", -1),
     args("warmup_steps: 9, lr_scheduler_type: constant_with_warmup"),
     train("  evaluation: {on: test}\n", "max_runtime: 5m\n"),  # the usual 10m is nobody's wish
+    train("  evaluation: {on: test}\n", "publish: {to: b, as: model, when: eval.perplexity_before > 1}\n"),
     APP + "calls: [words]\n",
     "name: a\nkind: batch\nbatch: {input: {path: a}, map: 'a:b'}\ncalls: [b]\n",
     search("  metric: eval.loss\n  scheduler: asha\n  scheduler_args: {max_t: 100, grace_period: 10}\n"),
