@@ -56,8 +56,11 @@ async def look(verdict: Verdict, workload: Workload, spec: Mapping[str, Any]) ->
         place = place_of(path, None)
         if place is not None:
             (here if model_files.is_there(place) else missing).append(path)
+    base = source_of(spec) or "s3://"
+    model = place_of(base, None)
+    if model is not None and not model_files.is_there(model):
+        missing.insert(0, base)
     warnings = [f"{path} is not on the controller's machine; the workers need it on theirs" for path in missing]
-    model = place_of(source_of(spec) or "s3://", None)
     looks = bool(here) or (model is not None and model_files.is_there(model / "config.json"))
     errors, notes = await _looked_at(_part(spec, here)) if looks else ([], [])
     verdict = replace(verdict, notes=tuple(notes))

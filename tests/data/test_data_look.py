@@ -227,6 +227,8 @@ def test_the_controller_looks_at_what_its_machine_reaches_in_a_process_of_its_ow
     assert refusal is not None and refusal.code == "unusable_data" and "Python's way of writing one" in refusal.message
     elsewhere = judged(tmp_path, datasets=[{"path": "/nowhere/a.jsonl"}])
     assert elsewhere.refusal is None and "/nowhere/a.jsonl is not on the controller's machine" in elsewhere.warnings[0]
+    base = judged(tmp_path, base_model="/nowhere/base", datasets=[{"path": "/nowhere/a.jsonl"}])
+    assert base.refusal is None and "/nowhere/base is not on the controller's machine" in base.warnings[0]
     named = judged(tmp_path, base_model="Qwen/Qwen3-0.6B", datasets=[{"path": str(file)}]).refusal
     assert named is not None and named.code == "no_such_source" and "hf://Qwen/Qwen3-0.6B" in named.hint
     file.write_text(json.dumps({"text": "x"}))
