@@ -137,7 +137,7 @@ def endpoint_of(state: State, record: WorkloadState) -> Endpoint:
         "timeout_s": spec.get("request_timeout") or 600.0,
         "hold_s": spec.get("hold_timeout", 120.0),
         "replicas": [_replica(gang) for gang in replicas],
-        "adapters": _adapters(state, workload.id, spec, replicas),
+        **_adapters(state, workload.id, spec, replicas),
     }
     reads = any(is_result(each["source"]) for each in serve.get("adapters") or ())
     return Endpoint(model_id(workload), row, state.touched.since(workload.id), workload, reads)
@@ -153,11 +153,12 @@ def _replica(gang: GangState) -> dict[str, Any]:
     }
 
 
-def _adapters(state: State, workload_id: str, spec: dict[str, Any], replicas: list[GangState]) -> dict[str, str]:
-    """Those that no replica has refused to load."""
+def _adapters(state: State, workload_id: str, spec: dict[str, Any], replicas: list[GangState]) -> dict[str, Any]:
+    """Those that answer, and those that a replica has refused to load, with why: who asks for one is told."""
     try:
         wanted = adapters_of(state, state.workloads[workload_id].workload, spec)
     except RequestError:
-        return {}  # one comes from a run that has no result yet: nothing of it answers either
-    refused = {name for gang in replicas for name in gang.adapter_errors}
-    return {name: uri for name, uri in sorted(wanted.items()) if name not in refused}
+        return {"adapters": {}}  # one comes from a run that has no result yet: nothing of it answers either
+    refused = {name: why for gang in replicas for name, why in sorted(gang.adapter_errors.items()) if name in wanted}
+    loads = {name: uri for name, uri in sorted(wanted.items()) if name not in refused}
+    return {"adapters": loads, **({"refused": refused} if refused else {})}

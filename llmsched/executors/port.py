@@ -152,7 +152,8 @@ class RouteTable:
     """What the gateway must know. The last one given stands, also while the controller is away.
 
     models: {model id: {"workload", "name", "task", "kind": "model" | "app", "routing", "max_ongoing", "timeout_s",
-             "hold_s", "replicas": [{"app": "llms/qwen/0/1", "model", "flavor"}], "adapters": {name: uri}}}
+             "hold_s", "replicas": [{"app": "llms/qwen/0/1", "model", "flavor"}], "adapters": {name: uri},
+             "refused": {name: why no replica loads that adapter}, where there are any}}
     keys:   [{"id", "sha256", "models": the ids that it reaches, and no others, "expires": seconds since 1970 or None,
               "user"}], and what is not as usual of spec.endpoint_keys.Terms
     """

@@ -35,6 +35,7 @@ class Route(NamedTuple):
     hold_s: float  # the most of it that it may wait for a replica
     replicas: dict[str, Kind]  # names of Serve applications, with what each is
     adapters: dict[str, str]
+    refused: dict[str, str]  # adapters that a replica could not load, and why
 
     def check_answers(self, asked: str) -> None:
         """Raises Refused (400) for what no model of this task answers: nothing is woken or held for it. A replica may
@@ -54,6 +55,11 @@ class Target(NamedTuple):
         """In full."""
         return self.route.id + (f":{self.adapter['name']}" if self.adapter else "")
 
+    def check_loads(self) -> None:
+        """Raises Refused (400), as the replica did that was asked first: to ask again does not help."""
+        if self.adapter is not None and (why := self.route.refused.get(self.adapter["name"])) is not None:
+            raise Refused(400, why, code="adapter_not_loaded", param="model")
+
 
 class Table:
     def __init__(self, data: Mapping[str, Any] | None = None) -> None:
@@ -68,17 +74,23 @@ class Table:
                 adapter = Target(route, {"name": name, "uri": uri})
                 self._named.setdefault(f"{route.id}:{name}", []).append((0, adapter))
                 self._named.setdefault(name, []).append((2, adapter))
+            for name in route.refused:
+                adapter = Target(route, {"name": name, "uri": ""})
+                for asked in (f"{route.id}:{name}", name):
+                    self._named.setdefault(asked, []).append((3, adapter))
             self._named.setdefault(route.id, []).append((0, Target(route, None)))
             if route.name != route.id:  # people know what they applied by its own name
                 self._named.setdefault(route.name, []).append((1, Target(route, None)))
 
     def model(self, name: Any, key: Key) -> Target:
-        """Raises Refused: 400 no model named, 404 unknown to this key (with the ones it knows)."""
+        """Raises Refused: 400 no model named, or an adapter that no replica loads (with why); 404 unknown to this key
+        (with the ones it knows)."""
         if not isinstance(name, str) or not name:
             raise Refused(400, "The request names no model.", code="missing_model", param="model")
         found = self._meant(name, key)
         models = [target for target in found if target.route.kind == "model"]
         if len(models) == 1:
+            models[0].check_loads()
             return models[0]
         if models:
             full = " or ".join(f"{one.route.id}:{name}" for one in models)
@@ -150,4 +162,5 @@ def _route(id: str, entry: Mapping[str, Any]) -> Route:
             for replica in entry.get("replicas", ())
         },
         adapters={str(name): str(uri) for name, uri in dict(entry.get("adapters") or {}).items()},
+        refused={str(name): str(why) for name, why in dict(entry.get("refused") or {}).items()},
     )

@@ -10,6 +10,7 @@ from llmsched.core.facts import AdapterLoaded, RolledBack
 from llmsched.core.render import AllNames
 from llmsched.core.snapshot import freeze, thaw
 from llmsched.errors import RequestError
+from llmsched.executors.port import AdapterAnswer
 from llmsched.spec.load import load_json
 
 ADAPTER = {"to": "desk", "as": "adapter", "name": "tone"}
@@ -78,6 +79,21 @@ def test_before_the_first_that_was_published_is_the_one_of_the_spec():
             await until(lambda: is_live(controller, cluster, "/adapters/tone"))
             with pytest.raises(RequestError, match="nothing was published as tone before that of desk"):
                 await back(controller)
+
+    asyncio.run(story())
+
+
+def test_the_gateway_is_told_why_a_replica_refused_an_adapter_until_another_one_of_that_name_is_loaded():
+    async def story():
+        cluster, why = fake_cluster(good=Script(runs_for_s=0.01)), "adapter tone: it is of another base"
+        async with controlling(cluster) as controller:
+            await controller.submit([endpoint(adapters=[{"name": "tone", "source": "/adapters/tone"}])], user=ANN)
+            await until(lambda: phase(controller, "desk") == "running")
+            cluster.say(AdapterAnswer("desk/0", 1, "tone", "/adapters/tone", why))
+            await until(lambda: cluster.routes.models["desk"]["adapters"] == {})
+            assert cluster.routes.models["desk"]["refused"] == {"tone": why}
+            await published(controller, cluster, "good")
+            assert "refused" not in cluster.routes.models["desk"]
 
     asyncio.run(story())
 

@@ -87,6 +87,26 @@ def test_an_adapter_is_found_by_its_full_and_by_its_plain_name():
     asyncio.run(main())
 
 
+def test_an_adapter_that_a_replica_refused_says_why_each_time_and_another_of_that_name_answers():
+    async def main():
+        why = "adapter tall: it is of another base"
+        house = House("a", refused={"tall": why})
+        for name in ("qwen:tall", "tall", "tall"):
+            refused = await house.ask(json={"model": name})
+            assert refused.status_code == 400 and "retry-after" not in refused.headers
+            error = {"message": why, "type": "invalid_request_error", "param": "model", "code": "adapter_not_loaded"}
+            assert refused.json()["error"] == error
+        assert "tall" not in (await house.ask("GET", "/v1/models")).text
+        assert not house["a"].calls
+        house.table["models"]["other"] = {**house.table["models"]["qwen"], "adapters": {"tall": "s3://a/tall"}}
+        house.table["models"]["other"].update(workload="other", refused={})
+        house.table["keys"][0]["models"].append("other")
+        house.gateway.route(house.table)
+        assert (await house.ask(json={"model": "tall"})).json()["adapter"]["uri"] == "s3://a/tall"
+
+    asyncio.run(main())
+
+
 def test_a_model_is_also_found_by_the_name_it_was_applied_under():
     async def main():
         house = House("a")

@@ -170,7 +170,8 @@ def test_adapters_come_with_the_order_with_a_request_and_by_name(folder, tmp_pat
         assert await replica.load_adapter("b", str(b)) == ""
         assert "no such file" in await replica.load_adapter("c", str(tmp_path / "c"))
         refused = await replica.call("chat/completions", HELLO, {"name": "c", "uri": str(tmp_path / "c")})
-        assert (refused["status"], refused["error"]["code"]) == (503, "adapter_not_loaded")
+        assert (refused["status"], refused["error"]["code"]) == (400, "adapter_not_loaded")
+        assert refused["error"]["type"] == "invalid_request_error"  # which clients do not try again
 
     asyncio.run(main())
 

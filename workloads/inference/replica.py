@@ -192,7 +192,7 @@ class Replica:
             return None
         name, uri = adapter["name"], adapter["uri"]
         if self._uris.get(name) != uri and (why := await self.load_adapter(name, uri)):
-            raise RequestError(why, param="model", code="adapter_not_loaded", status=503)
+            raise RequestError(why, param="model", code="adapter_not_loaded", status=400)
         return name
 
     def _broken(self, error: BaseException) -> dict[str, Any]:
