@@ -165,6 +165,9 @@ CATALOG: dict[str, Entry] = {
         "{replicas} ahead of the load: about {load:.3g} requests within {within:.0f} s, as at these hours of yesterday "
         "and a week ago"
     ),
+    "scale.late": Entry(
+        "{replicas}, as requests wait, none answers, and what starts has taken longer than a start does ({took:.0f} s)"
+    ),
     "scale.weighed": Entry(
         "{replicas} of {asked} that load asks for, as {who} makes more of the GPUs: about {within:.1f} % of the "
         "requests hold the target, of {full:.1f} % with all"

@@ -102,6 +102,22 @@ def comes_in_s(record: WorkloadState) -> float:
     return trade.seconds_p95(record.handovers) or COMES_IN_S
 
 
+def starting(record: WorkloadState) -> list[float]:
+    """When those that start now were launched. Who waits for a place is none of them: another would wait as well."""
+    gangs = map(record.known.__getitem__, record.gangs)
+    return [each.launched_at or 0.0 for each in gangs if each.status is Status.LAUNCHING]
+
+
+def late_at(record: WorkloadState) -> float | None:
+    """When all that start will have taken longer than a start does, as most of the last ones took, while requests are
+    held for the first of them; of none that is known, than half of the time for which they wait. None: nobody waits, or
+    nothing starts."""
+    knobs, began = record.workload.autoscaling, starting(record)
+    if knobs is None or not knobs.hold_s or not began or record.load is None or not record.load[1] or answering(record):
+        return None
+    return max(began) + (trade.seconds_p95(record.handovers) or knobs.hold_s / 2)
+
+
 def expected(record: WorkloadState, now: float) -> season.Expected | None:
     """The load until a replica that is asked for now answers, by yesterday and a week ago. None: not known, or not to
     be looked at."""

@@ -180,24 +180,12 @@ class WorkloadView(Frozen):
         return self._record.submitted_at
 
     @property
-    def revision(self) -> int:
-        return self._record.revision
-
-    @property
     def wanted_replicas(self) -> int:
         return self._record.wanted_replicas
 
     @property
     def scaled_by_user(self) -> bool:
         return self._record.scaled_by_user
-
-    @property
-    def cancelled(self) -> bool:
-        return self._record.cancelled
-
-    @property
-    def phase(self) -> str:
-        return self._record.phase
 
     @property
     def load(self) -> tuple[float, float, float] | None:
@@ -224,6 +212,17 @@ class WorkloadView(Frozen):
     def expected(self, now: float) -> Expected | None:
         """The load until a replica that is asked for now answers. None: not known, or it is not to be looked at."""
         return scaling.expected(self._record, now)
+
+    @property
+    def starting(self) -> int:
+        """Replicas that have been launched and do not answer yet."""
+        return len(scaling.starting(self._record))
+
+    @property
+    def late_at(self) -> float | None:
+        """When all of these will have taken longer than usual while requests wait for the first to answer. None: nobody
+        waits, or nothing starts."""
+        return scaling.late_at(self._record)
 
     def load_ahead(self, now: float) -> float:
         """Requests in flight and waiting, now or when a replica that is asked for now would answer: what is more."""

@@ -60,7 +60,8 @@ class Retry(NamedTuple):
 
 class Autoscaling(NamedTuple):
     """Ray Serve's words. `bounds` are (cron, min, max); delays are seconds. `most_ongoing`: requests that one replica
-    takes at a time; 0: not known. `forecast`: whether replicas may come before the load."""
+    takes at a time; 0: not known. `forecast`: whether replicas may come before the load. `hold_s`: how long a request
+    waits while none answers."""
 
     target_ongoing_requests: float = 2.0
     upscale_delay_s: float = 30.0
@@ -69,6 +70,7 @@ class Autoscaling(NamedTuple):
     bounds: tuple[tuple[str, int, int], ...] = ()
     most_ongoing: int = 0
     forecast: bool = True
+    hold_s: float = 0.0
 
 
 class Slo(NamedTuple):

@@ -147,6 +147,7 @@ def _autoscaling(spec: ServeSpec) -> nouns.Autoscaling | None:
         bounds=tuple((each.cron, each.min, each.max) for each in wish.bounds),
         most_ongoing=spec.max_ongoing_requests,
         forecast=wish.forecast,
+        hold_s=spec.hold_timeout,
     )
 
 

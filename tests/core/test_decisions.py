@@ -189,6 +189,28 @@ def test_load_makes_replicas_and_they_queue_like_any_gang() -> None:
     assert [gang.status for gang in given.state.gangs.values()] == [Status.RUNNING, Status.RUNNING, Status.QUEUED]
 
 
+def test_a_second_replica_is_begun_before_those_who_are_held_outlast_their_patience() -> None:
+    given = cluster("2 nodes x 1")
+    knobs = Autoscaling(hold_s=60.0)
+    given.pending("chat", gpus=1, kind="serve", min_replicas=0, max_replicas=3, autoscaling=knobs)
+    given.turn(LoadObserved(given.now, "chat", 0.0, 1.0))
+    given.turn()
+    assert [gang.status for gang in given.state.gangs.values()] == [Status.LAUNCHING]
+    began = given.now
+    assert given.turn().plan.wake_at == began + 30.0
+    given.after(29.0)
+    assert given.turn().decisions == []
+    given.after(1.0)
+    given.turn()
+    given.turn()
+    nodes = [placed.node for gang in given.state.gangs.values() for placed in gang.placement or ()]
+    assert len(nodes) == len({*nodes}) == 2, "beside the first: what holds that one up may be its node"
+    told = given.state.workloads["chat"]
+    assert told.wanted_replicas == 2
+    given.after(29.0)
+    assert given.turn().decisions == [], "the second has just begun"
+
+
 def test_a_schedule_starts_run_after_run_and_skips_while_one_goes_on() -> None:
     given = cluster("1 node x 4")
     given.pending("nightly", gpus=1, schedule="0 * * * *")

@@ -14,6 +14,7 @@ from llmsched.core.resources import Resources
 from llmsched.core.season import DAY, JUDGED, KEPT, SLOT_S, WEEK, Season
 from llmsched.core.state import State
 from llmsched.core.status import Status
+from llmsched.core.trade import Handover
 from llmsched.core.views import View, WorkloadView
 from llmsched.core.workload import Autoscaling, Group, Option, Slo, Workload
 from llmsched.policies.autoscaling.ongoing_requests import OngoingRequests
@@ -164,3 +165,38 @@ def test_what_a_view_tells_of_latency_is_what_was_measured() -> None:
     assert view.reach == Reach(None) and view.mean_s(1.0) is None and view.answering == 2
     fleet.record.curves = learnt((), Latency("m", "L4", 2.0, 50, 2.5, latency_p95_s=3.0), 0.0)
     assert view.mean_s(1.0) == mean_at(fleet.record.curves[0], 1.0) == 2.5
+
+
+def test_a_start_that_takes_longer_than_usual_while_requests_are_held_is_given_a_second() -> None:
+    for came, usual_s in ((), 30.0), ((Handover(0.0, "e/0", 12.0),), 12.0):  # of none: half of what they wait for
+        fleet = Fleet(replicas=1, most=2, knobs={"hold_s": 60.0, "upscale_delay_s": 30.0})
+        fleet.record.handovers = came
+        first = fleet.known["e/0"]
+        first.status, first.launched_at = Status.LAUNCHING, 100.0
+        fleet.record.load = (0.0, 1.0, 100.0)
+        assert wanted_at(fleet, 100.0 + usual_s - 0.1) == (1, 100.0 + usual_s)
+        assert wanted_at(fleet, 100.0 + usual_s)[0] == 2
+        second = GangState("e/1", "e", 1, fleet.record.workload, 0.0, status=Status.LAUNCHING, launched_at=140.0)
+        fleet.known[second.id], fleet.record.wanted_replicas = second, 2
+        fleet.record.gangs.append(second.id)
+        assert wanted_at(fleet, 300.0)[0] == 2, "no more than replicas allows"
+
+
+@pytest.mark.parametrize("why_not", ["nobody waits", "it waits for a place", "one answers", "nobody is held"])
+def test_and_none_where_a_second_would_help_nobody(why_not: str) -> None:
+    fleet = Fleet(replicas=2 if why_not == "one answers" else 1, knobs={"hold_s": 0.0 if "held" in why_not else 60.0})
+    first = fleet.known["e/0"]
+    first.status, first.launched_at = Status.LAUNCHING, 100.0
+    if why_not == "it waits for a place":
+        first.status = Status.QUEUED
+    fleet.record.load = (0.0, 0.0 if why_not == "nobody waits" else 1.0, 100.0)
+    assert wanted_at(fleet, 1000.0)[0] == len(fleet.known)
+
+
+def wanted_at(fleet: Fleet, now: float) -> tuple[int, float | None]:
+    """And when to ask again."""
+    state = State()
+    state.now = now
+    serve, view = WorkloadView(fleet.record), View(state)
+    replicas, memory = fleet.policy.wanted(serve, "", view)
+    return replicas, fleet.policy.ask_again(serve, memory, view)

@@ -47,11 +47,16 @@ def run(this: Pass) -> None:
 
 
 def _why(record: WorkloadState, replicas: int, now: float) -> Message:
-    """What asks for so many: what is expected, where that is more than what is there, and what the target allows."""
+    """What asks for so many: what is expected, where that is more than what is there, a start that takes too long, and
+    what the target allows."""
     ongoing, queued, _ = record.load or (0.0, 0.0, 0.0)
     ahead = scaling.expected(record, now)
     if replicas > record.wanted_replicas and ahead is not None and ahead.counts and ahead.load > ongoing + queued:
         return say("scale.ahead", replicas=replicas, load=ahead.load, within=scaling.comes_in_s(record))
+    late_at = scaling.late_at(record)
+    if replicas > record.wanted_replicas and late_at is not None and late_at <= now:
+        took = now - min(scaling.starting(record))
+        return say("scale.late", replicas=replicas, took=took)
     reach = scaling.reach_of(record)
     if reach is not None and reach.load:
         return say("scale.slo", replicas=replicas, target=scaling.target_of(reach), load=reach.load)
