@@ -93,7 +93,8 @@ def test_a_serve_workload_is_one_gang_of_one_bundle_a_replica():
     text += "drain_timeout: 10s\nserve: {{model: {{source: m}}}}"
     ranged = compiled(text.format("0..4"))
     assert (ranged.min_size, ranged.max_size, ranged.min_replicas, ranged.max_replicas) == (1, 1, 0, 4)
-    assert ranged.autoscaling == Autoscaling(target_ongoing_requests=3.0, upscale_delay_s=1.0, most_ongoing=32)
+    wanted = Autoscaling(target_ongoing_requests=3.0, upscale_delay_s=1.0, most_ongoing=32, hold_s=120.0)
+    assert ranged.autoscaling == wanted
     assert ranged.grace_s == 10.0
     fixed = "name: s\nkind: serve\nreplicas: 2\nserve: {model: {source: m}}"
     assert compiled(fixed).autoscaling is None

@@ -45,6 +45,26 @@ def test_bad_input_is_refused_with_its_place(text: str, place: str, words: str) 
     assert found.where == f"a.yaml:{place}"
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("{kv_connector: NixlConnector, kv_role: kv_both}", ["NixlConnector"]),
+        ("{kv_connector: P2pNcclConnector, kv_role: kv_producer}", ["P2pNcclConnector", "kv_producer"]),
+        ("{kv_connector: OffloadingConnector, kv_role: kv_both}", []),  # one engine has more room
+    ],
+)
+def test_prefill_and_decode_on_engines_of_their_own_are_not_supported_yet(given: str, said: list[str]) -> None:
+    kwargs = "engine_kwargs: {vllm: {kv_transfer_config: " + given + "}}"
+    text = section("serve", "{model: {source: m}, engine: vllm, " + kwargs + "}")
+    if not said:
+        assert load(text)
+        return
+    with pytest.raises(SpecError) as caught:
+        load(text)
+    assert [problem.code for problem in caught.value.problems] == ["not_supported_yet"] * len(said)
+    assert all(word in str(caught.value) for word in said)
+
+
 def test_what_is_right_reaches_the_replica_as_it_was_written() -> None:
     kwargs = "engine_kwargs: {max_model_len: 9, vllm: {gpu_memory_utilization: 0.8}}"
     body = "{model: {source: m}, engine: vllm, parallelism: {tensor: 2}, " + kwargs + "}"
