@@ -149,7 +149,9 @@ def looked_at_ahead_s(trial: Trial) -> float:
 
 
 def _grace_s(trial: Trial) -> float:
-    return max(trial.state.ledgers.graces.values(), default=0.0)
+    """The longest of those that hold something, or begin."""
+    begun = (trial.state.gangs[name].spec.grace_s for name in trial.begun)
+    return max((*trial.state.ledgers.graces.values(), *begun), default=0.0)
 
 
 def _settled(trial: Trial, spans: Spans) -> tuple[str, ...]:

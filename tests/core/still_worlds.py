@@ -21,9 +21,10 @@ from llmsched.core import facts
 from llmsched.core.amounts import bundle_milli
 from llmsched.core.configuration import Queue, Quota
 from llmsched.core.planned import earliest
-from llmsched.core.records import GangState
+from llmsched.core.records import GangState, allowed_sizes
 from llmsched.core.resources import Resources
 from llmsched.core.scheduling_pass import Pass
+from llmsched.core.stages.lesser import keeps
 from llmsched.core.stages.place import Refused, find
 from llmsched.core.trial import Trial
 from llmsched.core.windows import Windows
@@ -120,18 +121,25 @@ def _wrong(world: World) -> Iterator[str]:
         name = gang.spec.name
         kept = _kept(world, gang, running)
 
-        def waits_for(gone: list[GangState], gang: GangState = gang, kept: set[str] = kept) -> Placement:
-            found = _place(given, gang, gone)
+        def waits_for(
+            gone: list[GangState], held: dict[str, Placement], gang: GangState = gang, kept: set[str] = kept
+        ) -> Placement:
+            found = _place(given, gang, gone, held)
             return () if any(placed.node in kept for placed in found) else found
 
-        if waits_for([]):
+        if waits_for([], {}):
             yield f"{name} waits beside idle GPUs that it may have"
         mine = [one for one in running if one.spec.queue == gang.spec.queue and one.spec.preemptible]
         lower = [one for one in mine if one.spec.priority < gang.spec.priority]
-        if given.names.ordering == "priority" and lower and waits_for(lower):
+        if given.names.ordering == "priority" and lower and waits_for(lower, {}):
             yield f"{name} waits for what lower priorities have"
         others = _borrowers(world, gang, running)
-        if others and (placement := waits_for(others)) and _is_owned(world, gang, placement):
+        gone = [one for one, _ in others]
+        if (
+            others
+            and (placement := waits_for(gone, {one.id: held for one, held in others}))
+            and _is_owned(world, gang, placement)
+        ):
             yield f"{name} waits for what its queue owns and another one borrows"
 
 
@@ -155,12 +163,12 @@ def _kept(world: World, gang: GangState, running: list[GangState]) -> set[str]:
     return found
 
 
-def _place(given: Given, gang: GangState, gone: list[GangState]) -> Placement:
-    """Where it would be without those; but those with which it has exchanged a place stay."""
+def _place(given: Given, gang: GangState, gone: list[GangState], kept: dict[str, Placement] | None = None) -> Placement:
+    """Where it would be without those, but for what they keep; and those with which it has exchanged a place stay."""
     stay = given.state.exchanges.of(gang.id)
     with Trial(given.state) as trial:
         for one in (one for one in gone if one.id not in stay):
-            trial.hold(one, ())
+            trial.hold(one, (kept or {}).get(one.id, ()))
         found = find(Pass(trial, load(given.names)), gang, gang.spec.min_size)
     return () if isinstance(found, Refused) else found
 
@@ -184,18 +192,28 @@ def _rows(world: World, gang: GangState, placement: Placement) -> dict[str, int]
     return found
 
 
-def _borrowers(world: World, gang: GangState, running: list[GangState]) -> list[GangState]:
-    """Who may be evicted of the other queue while it uses more than it owns: the lowest priority first, then the
-    newest."""
-    found: list[GangState] = []
+def _borrowers(world: World, gang: GangState, running: list[GangState]) -> list[tuple[GangState, Placement]]:
+    """Who may be evicted of the other queue while it uses more than it owns, the lowest priority first, then the
+    newest; and what it keeps. By rank an elastic one keeps as much as is inside what its queue owns."""
+    found: list[tuple[GangState, Placement]] = []
+    by_rank = world.given.knobs.preemption.within_queue == "by_rank"
     for queue in (queue for queue in world.owned if queue != gang.spec.queue):
         used, owned = _use(world, queue), world.owned[queue]
         theirs = [one for one in running if one.spec.queue == queue and one.spec.preemptible]
         for one in sorted(theirs, key=lambda one: (one.spec.priority, -(one.launched_at or 0.0))):
             rows = _rows(world, one, one.held)
-            if any(used[row] > owned[row] for row in rows):
-                found.append(one)
-                used = {row: milli - rows.get(row, 0) for row, milli in used.items()}
+            if not any(used[row] > owned[row] for row in rows):
+                continue
+            used = {row: milli - rows.get(row, 0) for row, milli in used.items()}
+            sizes = reversed(allowed_sizes(one.spec)) if by_rank and one.spec.is_elastic() else ()
+            kept: Placement = ()
+            for size in (size for size in sizes if size < one.size):
+                less = keeps(one, size, one.held)
+                if all(used[row] + milli <= owned[row] for row, milli in _rows(world, one, less).items()):
+                    kept = less
+                    break
+            used = {row: milli + _rows(world, one, kept).get(row, 0) for row, milli in used.items()}
+            found.append((one, kept))
     return found
 
 

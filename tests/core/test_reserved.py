@@ -12,7 +12,7 @@ from llmsched.core.configuration import Taken
 from llmsched.core.decisions import Assign
 from llmsched.core.nodes import Node
 from llmsched.core.render import text
-from llmsched.core.reserved import decided
+from llmsched.core.reserved import LOOKED_AT_S, decided
 from llmsched.core.resources import MILLI, Resources
 from llmsched.core.snapshot import freeze, thaw
 from llmsched.core.state import State
@@ -294,3 +294,12 @@ def test_from_when_guests_are_told_to_leave_until_it_closes_it_stays_where_it_is
         gone = [name for at, name in left if opens <= at < closes]
         assert all(gone.count(name) <= 2 for name in gone), left  # once for each of the two
     assert 0 < len(left) <= 3 * len(windows)
+
+
+def test_a_reservation_is_looked_at_early_enough_for_one_that_begins_and_takes_long_to_leave() -> None:
+    """The moment was worked out before it began, and between two moments that plans had named the choice changed."""
+    given = cluster("2 nodes x 4").reserve(10_000.0, 100.0, "bob", gpus=2).scheduling(hold_after_s=1e6)
+    assert said(given) == ["booked0"]
+    plan = given.pending("slow", 4, user="zoe", grace_s=1000.0).turn().plan
+    assert [type(each).__name__ for each in plan.decisions] == ["Launch"]
+    assert plan.wake_at == 10_000.0 - 2 * 1000.0 - LOOKED_AT_S

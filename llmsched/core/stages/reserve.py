@@ -17,19 +17,28 @@ def run(this: Pass) -> None:
     trial = this.trial
     if not trial.state.configuration.reservations:
         return
-    ahead_s = looked_at_ahead_s(trial)
-    for reservation, (opens, closes) in spans_of(trial).values():
-        for moment in (*(() if reservation.nodes else (opens - ahead_s,)), opens, closes):
+    for _, span in spans_of(trial).values():
+        for moment in span:
             this.plan.wake(moment)
+    _look_when_it_may_move(this)
     for name, taken in decided(trial).items():
         if trial.state.taken.get(name) != taken:
             trial.taken[name] = taken
             this.plan.decisions.append(Assign(name, taken))
 
 
+def _look_when_it_may_move(this: Pass) -> None:
+    ahead_s = looked_at_ahead_s(this.trial)
+    for reservation, (opens, _) in spans_of(this.trial).values():
+        if not reservation.nodes:
+            this.plan.wake(opens - ahead_s)
+
+
 def look_again(this: Pass) -> None:
-    """Ask for another pass at once, if it will find something better for one of them after what this one decides."""
+    """Ask for another pass at once, if it will find something better for one of them after what this one decides. One
+    that begins and may take longer to leave than others is a reason to look earlier."""
     if this.plan.decisions and this.state.configuration.reservations:
+        _look_when_it_may_move(this)
         known = {**this.state.taken, **this.trial.taken}
         better = any(known.get(name) != taken for name, taken in decided(this.trial).items())
         this.plan.asks_again = this.plan.asks_again or better
