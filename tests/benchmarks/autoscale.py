@@ -70,9 +70,10 @@ class RayServe:
 
 
 def endpoint(replicas: str | int, curve: Curve, past: Curve = (), forecast: str = "on") -> Endpoint:
+    scaled = {"autoscaling": {**DELAYS, "target_ongoing_requests": 4, "forecast": forecast}}
     spec = {
         "name": "chat", "kind": "serve", "replicas": replicas, "resources": {"accelerators": "L4:1"},
-        "autoscaling": {**DELAYS, "target_ongoing_requests": 4, "forecast": forecast},
+        **(scaled if isinstance(replicas, str) else {}),
         "slo": {"latency_p95": TARGET_S}, "max_ongoing_requests": PLACES, "drain_timeout": "1m",
         "serve": {"model": {"source": "hf://Qwen/Qwen2.5-7B-Instruct"}},
     }  # fmt: skip
