@@ -21,7 +21,7 @@ from llmsched.cli.main import cli
 from llmsched.client import Client
 from llmsched.control.controller import Controller
 from llmsched.control.vault import Vault
-from llmsched.executors.fake import FakeExecutor
+from llmsched.executors.fake import FakeExecutor, Script
 from llmsched.executors.local_ray import parse_nodes
 from llmsched.gateway.front import Gateway
 from llmsched.spec import http_models
@@ -81,6 +81,19 @@ class Live:
             return next(
                 event for event in client.events() if event.kind == kind and about in (event.workload, event.gang)
             )
+
+    def trade(self) -> None:
+        """`tune` has all eight GPUs, and gives one to the endpoint `chat`."""
+        self.executor.cluster.script = lambda order: Script(runs_for_s=None)
+        each = {"resources": {"accelerators": ["A100:1"]}}
+        model, rows = "package:models/tiny", [{"path": "package:models/a.jsonl"}]
+        train = {"task": "causal-lm", "base_model": model, "datasets": rows}
+        with self.client() as client:
+            client.apply([{"name": "tune", "kind": "train", "workers": "1..8", "train": train, **each}])
+            self.hear("Bound", "tune")
+            serve = {"model": {"source": model}}
+            client.apply([{"name": "chat", "kind": "serve", "priority": 60, "serve": serve, **each}])
+            self.hear("Bound", "chat")
 
     @contextlib.contextmanager
     def endpoint(self, replica: Any, model: str = "qwen", task: str = "causal-lm") -> Iterator[str]:

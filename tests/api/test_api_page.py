@@ -118,6 +118,15 @@ def test_a_browser_shows_the_queue_and_the_gpus_and_hostile_words_as_words(fresh
 
 
 @needs_browser
+def test_a_browser_shows_who_gave_a_gpu_to_whom_and_what_that_cost(fresh: Live, tmp_path: Path) -> None:
+    fresh.trade()
+    with browser.browser(tmp_path) as tab:
+        tab.go(f"{fresh.url}/#token={fresh.token}")
+        tab.wait("document.querySelector('#events')?.innerText.includes('makes room for chat: gives 1 GPUs')")
+        tab.wait("document.querySelector('#events').innerText.includes('on 1 GPUs of tune, which lost ')")
+
+
+@needs_browser
 def test_a_browser_without_a_token_is_asked_for_one_and_told_when_it_is_wrong(fresh: Live, tmp_path: Path) -> None:
     with browser.browser(tmp_path) as tab:
         tab.go(f"{fresh.url}/?token={fresh.token}")

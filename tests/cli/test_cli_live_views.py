@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -126,6 +127,15 @@ def test_top_once_draws_queue_gpus_and_events_in_eighty_columns(busy: Live) -> N
     assert counts == {"first": 4, "shared": 2}  # three halves are shown on two GPUs
     assert drawn.count(".") == 2
     assert any("third" in line and "submitted" in line for line in lines[lines.index("EVENTS") :])
+
+
+def test_top_says_who_gave_a_gpu_to_whom_and_what_that_cost(fresh: Live) -> None:
+    fresh.trade()
+    shown = CliRunner().invoke(cli, ["top", "--once"], env={**environment(fresh), "COLUMNS": "200"}).stdout
+    assert re.search(
+        r"tune is resized to 7 .*: makes room for chat: gives 1 GPUs, and its restart costs \S+ GPU-s", shown
+    )
+    assert re.search(r"chat runs, \S+ s after it was asked for, on 1 GPUs of tune, which lost \S+ GPU-seconds", shown)
 
 
 def test_top_with_json_prints_the_apis_models(busy: Live) -> None:
