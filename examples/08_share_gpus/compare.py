@@ -92,7 +92,7 @@ def quota() -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=("day", "quota"), default="day", help="the day, or both in one quota")
-    parser.add_argument("--at-least", type=float, default=19.5, help="points of use more than the best split")
+    parser.add_argument("--at-least", type=float, default=20.0, help="points of use more than the best split")
     given = parser.parse_args()
     if given.only == "quota":
         return quota()
