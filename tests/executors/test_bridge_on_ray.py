@@ -303,7 +303,7 @@ THEIRS = """if True:
         def __call__(self, request): return "mine"
     ray.init(address=sys.argv[1], log_to_driver=False)
     handle = serve.run(Mine.bind(), name="mine", route_prefix="/mine")
-    assert handle.remote(None).result(timeout_s=PATIENCE_S) == "mine"
+    assert handle.remote(None).result(timeout_s=100) == "mine"
     serve.shutdown()
 """
 
