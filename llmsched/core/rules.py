@@ -56,7 +56,6 @@ class Rules:
         self.scheduling = state.configuration.scheduling
         self.queues = state.quota.queues
         self.rules = rules_of(state, gang.spec.queue)
-        self.takes_all = False  # whether elastic ones are asked for all they hold, not for what they cannot do without
         self.option = 0
         self.size = gang.spec.min_size
         self._known = (-1, -1)
@@ -278,7 +277,7 @@ class Rules:
 
     def _spare(self, victim: GangState) -> int:
         """Thousandths of GPUs that an elastic victim could give and go on: it is evicted only for what it cannot."""
-        if self.takes_all or not self.scheduling.elastic or not victim.spec.is_elastic():
+        if not self.scheduling.elastic or not victim.spec.is_elastic():
             return 0
         bundle = bundle_milli(victim.spec, victim.option)
         return max(0, size_of(victim.spec, self.trial.held(victim)) - victim.spec.min_size) * bundle

@@ -10,8 +10,6 @@ STORIES = {
     "in one queue who borrows comes before those that come after it": (487, 792, 4786),
     "who was picked by number and fits nowhere stands before nobody": (598, 5706),
     "a queue borrows with those as well that may not be evicted": (961,),
-    "what elastic ones offer elsewhere spares nobody here": (1040,),
-    "one that may become smaller gives what one of fixed size would": (3757,),
     "who is owed a start and waits for an end has no share until then": (1189,),
     "nobody is promised what one has with whom it exchanged its place": (2331,),
     "who is on two flavors lets go of both": (3142,),

@@ -49,7 +49,7 @@ train:
   task: sequence-classification
   datasets:
     - {path: rows.jsonl, columns: {text: text, label: label}}
-    - {path: rows.jsonl, split: test, columns: {text: text, label: label}}
+    - {path: test.jsonl, split: test, columns: {text: text, label: label}}
   max_length: 16
   global_batch_size: 8
   training_args: {max_steps: 3, logging_steps: 1}
@@ -79,7 +79,8 @@ def home(shared: SharedHome) -> SharedHome:
     code.mkdir()
     (code / "loop.py").write_text(LOOP)
     rows = [{"text": text, "label": label} for text, label in (("a joy", "good"), ("a bore", "bad"))] * 8
-    (code / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    for name in ("rows.jsonl", "test.jsonl"):
+        (code / name).write_text("\n".join(json.dumps(row) for row in rows))
     return shared
 
 

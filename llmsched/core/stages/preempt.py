@@ -17,16 +17,15 @@ from collections.abc import Callable, Iterator
 from llmsched.core.amounts import least_milli, need_milli, options_of
 from llmsched.core.decisions import Preempt
 from llmsched.core.message import say, workload
-from llmsched.core.records import GangState, amount_of, size_of
+from llmsched.core.records import GangState, amount_of
 from llmsched.core.resources import MILLI
 from llmsched.core.rules import IN_QUEUE, Rules, is_on
 from llmsched.core.scheduling_pass import Later, Pass
 from llmsched.core.stages import evict, outrank, place, shrink, victims
 from llmsched.core.stages.choice import Choice
-from llmsched.core.stages.lesser import Ask, Giver, give_back, keeps, room
+from llmsched.core.stages.lesser import Ask, Giver, give_back, room
 from llmsched.core.stages.nominate import nominate
 from llmsched.core.stages.victims import Row
-from llmsched.core.status import Status
 from llmsched.core.trial import Trial
 from llmsched.core.workload import Placement
 
@@ -72,20 +71,11 @@ def run(
 
 
 def _searched(this: Pass, later: Later, gang: GangState, only: int) -> tuple[Choice | None, dict[str, Placement]]:
-    """The victims, and what those keep who become smaller beside them. Where all that elastic ones of other queues may
-    give leads to nothing, as it is elsewhere, or no more than their queue has beyond its own: the same as if they were
-    of fixed size, of whom one may be the last to leave a queue that borrows with less."""
+    """The victims, and what those keep who become smaller beside them."""
     mark, smaller = later.trial.mark(), dict[str, Placement]()
     search = Search(later, gang, only)
     search.offered = shrink.offer(this, later.trial, gang, search.rules)
     choice = search.choose()
-    if choice is None and any(giver.gang.spec.queue != gang.spec.queue for giver in search.offered.values()):
-        later.trial.rollback(mark)
-        search = Search(later, gang, only)
-        search.rules.takes_all = True
-        choice = search.choose()
-        if choice is not None:
-            search.ask_for_less(choice)
     if choice is not None and search.offered:
         smaller = search.take_up(choice)
     later.trial.rollback(mark)
@@ -250,21 +240,6 @@ class Search:
 
         go_on(0, [], 0)
         return best
-
-    def ask_for_less(self, choice: Choice) -> None:
-        """Who of the victims need only become smaller offers that, and is none."""
-        trial, active = self.trial, (Status.RUNNING, Status.RESIZING)
-        for victim in choice.victims:
-            trial.hold(victim, ())
-        for victim in [one for one in choice.victims if one.spec.is_elastic() and not trial.is_new(one)]:
-            giver = Giver(victim, victim.spec.min_size, trial.standing(victim))
-            if victim.status in active and giver.size < size_of(victim.spec, giver.standing):
-                trial.hold(victim, keeps(*giver))
-                if self._find(-1) is None:
-                    trial.hold(victim, ())
-                else:
-                    choice.victims.remove(victim)
-                    self.offered[victim.id] = giver
 
     def take_up(self, choice: Choice) -> dict[str, Placement]:
         """What those keep who offered to become smaller and must, beside the victims; the others keep what they
