@@ -203,13 +203,6 @@ def clear_node(owner: str, rays: Sequence[int] = ()) -> dict[str, list[str]]:
     return Cleared(*guardian.end_all(f"{OWNER}={owner}", set(), polite_s=0.0))._asdict()
 
 
-class LastLook:
-    """An actor that calls `clear_node` where it runs."""
-
-    def clear(self, owner: str, rays: Sequence[int]) -> dict[str, list[str]]:
-        return clear_node(owner, rays)
-
-
 def owners_of(pids: Sequence[int]) -> list[str]:
     """The marks of the attempts that processes on this node descend from; "" for none."""
     return [_owner_of(pid) for pid in pids]

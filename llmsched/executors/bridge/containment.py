@@ -21,7 +21,6 @@ from ray import serve
 from ray.util.placement_group import PlacementGroup
 
 from llmsched.executors.bridge import ray_internals
-from llmsched.executors.bridge.last_looks import LastLooks
 from llmsched.executors.bridge.ownership import REPLICA, Ownership
 from llmsched.executors.bridge.ray_internals import Actor, Job
 from llmsched.executors.port import Deliver, Ended, LaunchOrder, NotStarted, Observation, Vanished
@@ -44,7 +43,6 @@ class Containment:
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="containment")
         self._nodes: dict[str, set[str]] = {}  # attempt -> nodes on which it may have processes
-        self._looks = LastLooks()
         self._ending: dict[str, list[Observation]] = {}
         self._is_armed = False
         self._orphans: dict[str, float] = {}
@@ -65,12 +63,6 @@ class Containment:
         """Its workers have looked themselves: nothing of it is on its nodes any more."""
         with self._lock:
             self._nodes[attempt] = set()
-
-    def prepare(self, attempt: str) -> None:
-        """It is told to stop: what looks for the rest of it on its nodes starts while it saves."""
-        with self._lock:  # an end that is told meanwhile ends them after this
-            if nodes := self._nodes.get(attempt):
-                self._looks.prepare(attempt, nodes)
 
     def mark(self, attempt: str) -> str:
         return containment.owner_mark(attempt, self._cluster)
@@ -162,7 +154,6 @@ class Containment:
             del self._orphans[name]
             print(f"{name} has ended, and what it made has not: ended now", file=sys.stderr)
             self._end(name)
-            self._looks.end(name)
             with self._lock:
                 self._nodes.pop(name, None)
 
@@ -182,7 +173,6 @@ class Containment:
             self._nodes.pop(attempt, None)
         for seen in told:
             self._deliver(seen)
-        self._looks.end(attempt)
 
     def _end(self, attempt: str) -> None:
         """Until nothing of it is left in Ray, then until nothing of it is left on its nodes."""
@@ -220,8 +210,24 @@ class Containment:
     def _clear(self, attempt: str, nodes: set[str], stubborn: list[Actor]) -> list[str]:
         """End its processes on those nodes, those of these actors too; names of what does not end."""
         alive = {one["NodeID"] for one in ray.nodes() if one["Alive"]}
-        rays = {node: [one.pid for one in stubborn if one.node == node] for node in nodes & alive}
-        return self._looks.clear(attempt, self.mark(attempt), rays)
+        clear = ray.remote(num_cpus=0, max_retries=0)(containment.clear_node)
+        asked = [
+            clear.options(label_selector={"ray.io/node-id": node}).remote(
+                self.mark(attempt), [one.pid for one in stubborn if one.node == node]
+            )
+            for node in sorted(nodes & alive)
+        ]
+        left: list[str] = []
+        for answer in asked:
+            try:
+                found: dict[str, list[str]] = ray.get(answer, timeout=ENDS_WITHIN_S)
+            except ray.exceptions.RayError as error:
+                left.append(f"a node did not answer: {type(error).__name__}")
+                with suppress(Exception):
+                    ray.cancel(answer, force=True)
+            else:
+                left += found["left"]
+        return left
 
 
 def _try(what: str, ask: Callable[[], None]) -> None:
