@@ -7,10 +7,10 @@ those of examples/01.
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import random
+import runpy
 import sys
 import tarfile
 from pathlib import Path
@@ -56,11 +56,7 @@ def definitions(archive: bytes) -> list[tuple[list[str], str]]:
 
 def _of_example(folder: Path) -> None:
     file = Path(__file__).parents[2] / "01_fine_tune_and_serve" / "prepare.py"
-    spec = importlib.util.spec_from_file_location("prepare_demo", file)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.prepare(folder / "reviews")
+    runpy.run_path(str(file))["prepare"](folder / "reviews")
 
 
 if __name__ == "__main__":

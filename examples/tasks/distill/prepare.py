@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
+import runpy
 from pathlib import Path
 
 LABELLED, UNLABELLED = 64, 896
@@ -11,11 +11,7 @@ LABELLED, UNLABELLED = 64, 896
 
 def prepare(folder: Path) -> None:
     file = Path(__file__).parents[2] / "01_fine_tune_and_serve" / "prepare.py"
-    spec = importlib.util.spec_from_file_location("prepare_demo", file)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.prepare(folder)
+    runpy.run_path(str(file))["prepare"](folder)
     rows = [json.loads(line) for line in (folder / "sentiment-train.jsonl").read_text().splitlines()]
     few, others = rows[:LABELLED], rows[LABELLED : LABELLED + UNLABELLED]
     (folder / "few.jsonl").write_text("".join(json.dumps(row) + "\n" for row in few))
