@@ -136,9 +136,8 @@ def _share_out(
                 plan.sizes[name] = 0 if may_be_none and not size else nearest(gang, size)
                 stays = stays or (by_rank and not size and plan.sizes[name] > 0)
             if by_rank:
-                is_behind = (
-                    stays or left < capacity or demand.rigid_of(flavors) > theirs
-                )  # others, or other queues, come first
+                # Others, or other queues, come first.
+                is_behind = stays or left < capacity or demand.rigid_of(flavors) > theirs
                 for those, amount_there in [*most, (tier, max(0, left + theirs))]:
                     _cut(this, those, amount_there, may_rest=is_behind)
             left -= _given_milli(this, tier)
