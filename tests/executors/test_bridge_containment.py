@@ -13,11 +13,18 @@ from waiting import PATIENCE_S
 from llmsched.executors.bridge import containment as module
 from llmsched.executors.bridge.containment import Containment
 from llmsched.executors.bridge.ray_internals import Actor, Job, Tables
+from llmsched.executors.port import LaunchOrder, Member
 from llmsched.runtime.containment import BRIDGE, owner_mark
 
 CLUSTER = "cluster-of-ours-and-no-other"
 HOG = "llms/hog/0/1"
 OURS, DRIVER = "01000000", "02000000"
+NODES = {"n1": "10.0.0.1", "n2": "10.0.0.2"}
+
+
+class Call(SimpleNamespace):
+    def __init__(self, node: str) -> None:
+        super().__init__(node=node, is_over=False)
 
 
 class Cluster:
@@ -26,12 +33,17 @@ class Cluster:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.serve_answers = threading.Event()
         self.node_answers: list[Any] = []
+        self.called: list[Call] = []  # what does nothing, on a node
+        self.gone: set[str] = set()
         ray = SimpleNamespace(
-            nodes=lambda: [{"NodeID": "n1", "NodeManagerAddress": "10.0.0.1", "Alive": True}],
-            remote=lambda **_: (
-                lambda ask: SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda pids: pids))
-            ),
+            nodes=lambda: [
+                {"NodeID": node, "NodeManagerAddress": address, "Alive": node not in self.gone}
+                for node, address in NODES.items()
+            ],
+            remote=lambda **_: lambda ask: SimpleNamespace(options=self._on),
             get=self._answer,
+            wait=lambda calls, timeout: ([one for one in calls if one.is_over], []),
+            cancel=lambda call, force: self.called.remove(call),
             exceptions=SimpleNamespace(RayError=GetTimeoutError),
         )
         monkeypatch.setattr(module, "ray", ray)
@@ -46,6 +58,13 @@ class Cluster:
 
     def actors(self) -> list[str]:
         return [one.name for one in self.containment.look().actors(HOG)]
+
+    def _on(self, label_selector: dict[str, str]) -> Any:
+        return SimpleNamespace(remote=lambda asked, *_: asked or self._call(label_selector["ray.io/node-id"]))
+
+    def _call(self, node: str) -> Call:
+        self.called.append(Call(node))
+        return self.called[-1]
 
     def _serve(self) -> dict[str, str]:
         assert self.serve_answers.wait(PATIENCE_S)
@@ -86,3 +105,25 @@ def test_a_node_that_is_slow_to_say_whose_a_driver_is_is_asked_again(cluster: Cl
     cluster.actors()
     until_made_is_known(cluster)
     assert cluster.actors() == ["made"]
+
+
+def woken(cluster: Cluster, *gangs: str) -> list[str]:
+    """Each has members on all nodes and is told to stop; the nodes of the calls that are there then."""
+    members = tuple(Member(rank, node) for rank, node in enumerate(NODES))
+    for gang in gangs:
+        told = LaunchOrder("hog", gang, 1, 1, "task", members, {}, "")
+        cluster.containment.expect(told)
+        cluster.containment.wake(told.name)
+    return [one.node for one in cluster.called]
+
+
+def test_a_worker_is_woken_on_each_node_of_who_is_told_to_stop_and_no_more_for_many(cluster: Cluster) -> None:
+    assert woken(cluster, "hog/0", "hog/1") == ["n1", "n2"]
+    cluster.called[0].is_over = True
+    assert woken(cluster, "hog/2") == ["n1", "n2", "n1"]
+
+
+def test_nobody_is_woken_on_a_node_that_has_gone_and_the_call_that_waits_for_it_ends(cluster: Cluster) -> None:
+    woken(cluster, "hog/0")
+    cluster.gone = {"n1"}
+    assert woken(cluster, "hog/1") == ["n2"]

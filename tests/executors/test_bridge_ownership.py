@@ -91,6 +91,15 @@ DRIVEN = Job(DRIVER, {METADATA: owner_mark(HOG, HERE)})
             owned(actor("stats", envs=mark(HOG), is_detached=True, module="ray.data._internal.stats", resources={})),
             [],
         ),
+        (
+            owned(
+                actor(
+                    "train_v2_state_actor", envs=mark(HOG), is_detached=True,
+                    module="ray.train.v2._internal.state.state_actor", resources={"node:__internal_head__": 0.001},
+                )
+            ),
+            [],
+        ),
     ],
     ids=[
         "a rank of a task", "marked", "of a supervisor that had another", "of one that has none now",
@@ -98,7 +107,7 @@ DRIVEN = Job(DRIVER, {METADATA: owner_mark(HOG, HERE)})
         "detached", "of a driver of nobody's",
         "of a driver that threw its environment away", "of another cluster", "a wrong mark", "its own replica",
         "another's replica, Serve started by it", "the gateway, Serve started by it", "Serve's controller",
-        "what Ray Data makes once for all",
+        "what Ray Data makes once for all", "Ray Train's record of all runs",
     ],
 )  # fmt: skip
 def test_an_actor_belongs_to_the_attempt_that_made_it(found: Ownership, expected: list[str]) -> None:

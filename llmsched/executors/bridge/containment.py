@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
+from typing import Any
 
 import ray
 from ray import serve
@@ -44,6 +45,9 @@ class Containment:
         self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="containment")
         self._nodes: dict[str, set[str]] = {}  # attempt -> nodes on which it may have processes
         self._ending: dict[str, list[Observation]] = {}
+        # One function for all: Ray hands a worker on to the next call of the same function on the same node at once.
+        self._clear_node = ray.remote(num_cpus=0, max_retries=0)(containment.clear_node_of)
+        self._waking: dict[str, Any] = {}  # node -> a call that does nothing there
         self._is_armed = False
         self._orphans: dict[str, float] = {}
         self._tasks: tuple[ray_internals.Task, ...] = ()
@@ -63,6 +67,22 @@ class Containment:
         """Its workers have looked themselves: nothing of it is on its nodes any more."""
         with self._lock:
             self._nodes[attempt] = set()
+
+    def wake(self, attempt: str) -> None:
+        """It is told to stop: on its nodes a worker of Ray's is to be awake when somebody has to look there, and comes
+        up while the attempt saves. Where one is idle this costs a call; returns at once."""
+        alive = _alive()
+        with self._lock:
+            for node in self._waking.keys() - alive:  # a call for a node that has gone would wait for ever
+                with suppress(Exception):
+                    ray.cancel(self._waking.pop(node), force=True)
+            for node in sorted(self._nodes.get(attempt, set()) & alive):
+                if (before := self._waking.get(node)) is not None and not ray.wait([before], timeout=0)[0]:
+                    continue  # many that end together need no worker each
+                self._waking[node] = self._on(node).remote(None)
+
+    def _on(self, node: str) -> Any:
+        return self._clear_node.options(label_selector={"ray.io/node-id": node})
 
     def mark(self, attempt: str) -> str:
         return containment.owner_mark(attempt, self._cluster)
@@ -209,13 +229,9 @@ class Containment:
 
     def _clear(self, attempt: str, nodes: set[str], stubborn: list[Actor]) -> list[str]:
         """End its processes on those nodes, those of these actors too; names of what does not end."""
-        alive = {one["NodeID"] for one in ray.nodes() if one["Alive"]}
-        clear = ray.remote(num_cpus=0, max_retries=0)(containment.clear_node)
         asked = [
-            clear.options(label_selector={"ray.io/node-id": node}).remote(
-                self.mark(attempt), [one.pid for one in stubborn if one.node == node]
-            )
-            for node in sorted(nodes & alive)
+            self._on(node).remote(self.mark(attempt), [one.pid for one in stubborn if one.node == node])
+            for node in sorted(nodes & _alive())
         ]
         left: list[str] = []
         for answer in asked:
@@ -228,6 +244,10 @@ class Containment:
             else:
                 left += found["left"]
         return left
+
+
+def _alive() -> set[str]:
+    return {one["NodeID"] for one in ray.nodes() if one["Alive"]}
 
 
 def _try(what: str, ask: Callable[[], None]) -> None:

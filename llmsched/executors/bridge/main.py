@@ -185,8 +185,7 @@ class Bridge:
             self._containment.expect(body)
             self._launch(op, body)
         elif isinstance(body, StopOrder):
-            stop = self._replicas.stop if body.kind == "serve" else self._attempts.stop
-            self._orders.put(Order(body.name, partial(stop, body), partial(self._gone, body)))
+            self._orders.put(Order(body.name, partial(self._stop, body), partial(self._gone, body)))
         elif isinstance(body, AdapterOrder):
             load = partial(self._replicas.load_adapter, body)
             self._orders.put(Order(f"llms/{body.gang}/{body.attempt}", load, partial(self._adapter_unanswered, body)))
@@ -214,6 +213,10 @@ class Bridge:
     def _launch_replica(self, order: LaunchOrder) -> None:
         self._warm.make_way(order)
         self._replicas.launch(order)
+
+    def _stop(self, order: StopOrder) -> None:
+        self._replicas.stop(order) if order.kind == "serve" else self._attempts.stop(order)
+        self._containment.wake(order.name)
 
     def _adopt(self, order: LaunchOrder, was_running: bool) -> None:
         adopt = self._replicas.adopt if order.kind == "serve" else self._attempts.adopt

@@ -186,6 +186,8 @@ def _is_supervisor(actor: Actor) -> bool:
 
 def _is_rays(actor: Actor) -> bool:
     """One that Ray's libraries make once for everybody, when somebody first needs it: Serve's controller and proxies,
-    the counters of Ray Data. Whoever that was does not take it along."""
-    is_library = actor.is_detached and actor.module.startswith("ray.") and not actor.resources
+    the counters of Ray Data, Ray Train's record of all runs. Whoever that was does not take it along. A wish for a node
+    (`node:...`) holds nothing there."""
+    holds = any(not name.startswith("node:") for name in actor.resources)
+    is_library = actor.is_detached and actor.module.startswith("ray.") and not holds
     return actor.namespace == SERVE or is_library
