@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,14 @@ DATA, DAYS, FAILS = Path(__file__).parent / "data", 60, range(18, 30)
 
 def main() -> None:
     client = Client()
-    energy(client, rows_of(DATA / "demand.jsonl"), rows_of(DATA / "coming.jsonl"))
     deaths, mood, cameras, reports = (client.chat(f"city-{name}") for name in ("deaths", "mood", "cameras", "reports"))
-    told = outbreaks.compare(deaths, rows_of(DATA / "deaths.jsonl"))
-    for each in (*told, *jams.compare(cameras, reports, DATA), *opinions.compare(reports, mood, DATA)):
-        say(*each)
+    demand = [rows_of(DATA / f"{name}.jsonl") for name in ("demand", "coming")]
+    with ThreadPoolExecutor() as beside:
+        evenings = beside.submit(energy, client, *demand)  # most of the time they wait for what is read
+        told = outbreaks.compare(deaths, rows_of(DATA / "deaths.jsonl"))
+        for each in (*told, *jams.compare(cameras, reports, DATA), *opinions.compare(reports, mood, DATA)):
+            say(*each)
+        evenings.result()
     client.apply("study.yaml")
     until(lambda: client.status("city-study").progress.get("step", 0) > 100, "the study computes")
     say("emergency", seconds_to_run(client, "emergency.yaml", "city-emergency"))
@@ -79,8 +83,7 @@ def ask(client: Client, body: Any) -> Any:
 
 def seconds_to_run(client: Client, file: str, name: str) -> float:
     client.apply(file).wait(timeout_s=300)
-    view = client.status(name)
-    return float(view.gangs[0].started_at or 1e9) - view.submitted_at
+    return float((view := client.status(name)).gangs[0].started_at or 1e9) - view.submitted_at
 
 
 if __name__ == "__main__":
