@@ -28,8 +28,8 @@ def main() -> None:
     client = Client()
     deaths, mood, cameras, reports = (client.chat(f"city-{name}") for name in ("deaths", "mood", "cameras", "reports"))
     demand = [rows_of(DATA / f"{name}.jsonl") for name in ("demand", "coming")]
-    with ThreadPoolExecutor() as beside:
-        evenings = beside.submit(energy, client, *demand)  # most of the time they wait for what is read
+    with ThreadPoolExecutor() as beside:  # most of the time the evenings wait for what is read
+        evenings = beside.submit(energy, client, *demand)
         told = outbreaks.compare(deaths, rows_of(DATA / "deaths.jsonl"))
         for each in (*told, *jams.compare(cameras, reports, DATA), *opinions.compare(reports, mood, DATA)):
             say(*each)
@@ -43,8 +43,7 @@ def main() -> None:
     until(lambda: any(one.state == "open" for one in client.reservations()), "the window begins")
     say("drill", seconds_to_run(client, "drill.yaml", "city-drill"))
     client.wait("city-study", timeout_s=300)
-    (line,) = [one for one in client.usage(by=["workload"], since="2d").lines if one.workload == "city-study"]
-    say("cost", line.cost or 0.0)
+    say("cost", sum(one.cost or 0 for one in client.usage(by=["workload"]).lines if one.workload == "city-study"))
     shutil.rmtree(CITY)
 
 
