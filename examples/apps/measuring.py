@@ -17,7 +17,8 @@ HERE = "127.0.0.1"
 
 
 def say(part: str, number: float, baseline: float | None = None) -> None:
-    print(json.dumps({"part": part, "number": number, "baseline": baseline}), flush=True)
+    line = json.dumps({"part": part, "number": number, "baseline": baseline}) + "\n"
+    print(line, end="", flush=True)  # in one piece: parts may be measured side by side
 
 
 def until(condition: Callable[[], Any], what: str, within_s: float = 300.0) -> Any:
