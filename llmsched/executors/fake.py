@@ -95,6 +95,7 @@ class FakeAttempt:
     script: Script
     running: bool = False
     ended: Observation | None = None
+    step: int | None = None  # the last one that it reported: its receipt says it, too
     told: asyncio.Event = field(default_factory=asyncio.Event)  # to stop
     task: asyncio.Task[None] | None = None
 
@@ -336,6 +337,8 @@ class FakeCluster:
 
     def _say_again(self, attempt: FakeAttempt) -> None:
         if attempt.ended is not None:
+            if attempt.step is not None:
+                self.say(Progress(attempt.order.gang, attempt.order.attempt, {"step": attempt.step}))
             self.say(attempt.ended)
         elif attempt.running:
             self.say(Started(attempt.order.gang, attempt.order.attempt))
@@ -386,6 +389,7 @@ class FakeCluster:
         for step in range(1, script.steps + 1):
             if await self._pause(attempt, script.runs_for_s / script.steps):
                 return
+            attempt.step = step
             self.say(Progress(gang, number, {"step": step, "total_steps": script.steps, "loss": script.loss / step}))
             self.say(CheckpointSeen(gang, number, step, step / script.steps))
         ok = script.outcome == "succeeded"

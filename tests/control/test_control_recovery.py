@@ -61,6 +61,27 @@ def test_what_ended_while_nobody_watched_is_found_at_the_restart():
     asyncio.run(story())
 
 
+def test_how_far_something_came_while_nobody_watched_is_known_at_the_restart():
+    """`best` showed the step at which the controller went, beside the result of the last one."""
+
+    async def story():
+        clock = ManualClock()
+        cluster = fake_cluster(clock=clock, short=Script(runs_for_s=50.0, steps=50))
+        store = MemoryStore()
+        async with controlling(cluster, store, clock) as first:
+            await first.submit([task("short")], user=ANN)
+            await clock.advance(5.0)
+            await until(lambda: first.progress.get("short/0", {}).get("step", 0) > 0)
+            assert first.progress["short/0"]["step"] < 50
+        await clock.advance(100.0)
+        async with controlling(cluster, store, clock) as second:
+            await until(lambda: phase(second, "short") == "succeeded")
+            await until(lambda: second.progress["short/0"]["step"] == 50)
+            assert second.progress["short/0"]["total_steps"] == 50, "what it said before stays"
+
+    asyncio.run(story())
+
+
 def test_what_died_while_nobody_watched_is_started_again():
     async def story():
         cluster = fake_cluster()

@@ -17,6 +17,7 @@ from llmsched.executors.port import (
     Member,
     NotStarted,
     Observation,
+    Progress,
     ResizeDone,
     Stalled,
     Started,
@@ -118,7 +119,8 @@ def test_what_other_work_of_the_name_has_left_is_not_taken_for_what_a_new_one_ca
     attempts = Attempts(heard.append, str(tmp_path), str)
     attempts.launch(asked("mine:loop", priority=70))  # an order that is sent again after it has ended
     attempts.launch(asked("yours:loop"))
-    ended, refused = heard
+    told, ended, refused = heard
+    assert told == Progress("tune/0", 1, {"step": 9}), "how far it came, though nobody saw it on the way"
     assert isinstance(ended, Ended) and ended.outcome == "succeeded"
     assert isinstance(refused, NotStarted) and refused.event == "input"
     assert refused.message.startswith("the storage holds under tune/0/1 what other work of this name has left")
