@@ -8,6 +8,7 @@ same name, is refused.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +19,7 @@ from llmsched.data.media import folder_of
 from llmsched.data.parts import File, rows_of
 from llmsched.data.rows import Bad, DataError, NothingThere
 
+_MARKED = 4096  # bytes at either end of what has been taken, by which another file is told
 STRETCH = 32 << 20  # bytes of lines that are one file to who reads them: also the longest line
 
 
@@ -28,7 +30,8 @@ class Growth:
         self, place: Path, path: str, known: Iterable[File], encoding: str | None = None, split: str | None = None
     ) -> None:
         self._place, self._path, self._encoding, self._split = place, path, encoding, split
-        self._taken: dict[str, tuple[int, int]] = {}  # bytes and lines, by name
+        self._taken: dict[str, tuple[int, int, str]] = {}  # bytes, lines and marks, by name
+        self._compared: dict[str, int] = {}  # the time of change at which the marks were last those that were taken
         self._seen: dict[str, tuple[int, int, float]] = {}  # size and time of what waits, and the look before its first
         self._looked_at: float | None = None
         for file in known:
@@ -50,7 +53,7 @@ class Growth:
     def _new_of(self, file: DataFile, before: float) -> list[File]:
         name = str(file.path.relative_to(folder_of(self._place)))
         about = file.path.stat()
-        size, lines = self._taken.get(name, (0, 0))
+        size, lines, marks = self._taken.get(name, (0, 0, ""))
         by_lines = tables.has_lines(file) and not _is_wide(self._encoding)
         if about.st_size < size or (about.st_size != size and size and not by_lines):
             hint = "new lines go to its end" if by_lines else "only lines of .jsonl and .txt can be added to a file"
@@ -58,6 +61,13 @@ class Growth:
                 f"data set {self._path}: {name} has changed since its rows were read (it had {size:,} bytes, and has "
                 f"{about.st_size:,}); {hint}, anything else to a new file"
             )
+        if marks and self._compared.get(name) != about.st_mtime_ns:
+            if _marks(file.path, size) != marks:
+                raise DataError(
+                    f"data set {self._path}: {name} is another file than when its rows were read: what it had then is "
+                    "not in it any more; put new rows into a file of a new name"
+                )
+            self._compared[name] = about.st_mtime_ns
         if about.st_size == size:
             return []
         *seen, since = self._seen.get(name, (-1, -1, before))
@@ -68,7 +78,7 @@ class Growth:
             found = [self._whole(file, name, about.st_size, since)]
         for one in found:
             self._take(one)
-        if self._taken.get(name, (0, 0))[0] == about.st_size:
+        if found and found[-1].size == about.st_size:
             del self._seen[name]
         elif found:
             self._seen[name] = (about.st_size, about.st_mtime_ns, before)
@@ -76,13 +86,14 @@ class Growth:
 
     def _take(self, file: File) -> None:
         lines = 0 if file.lines is None else file.lines + file.new_lines
-        self._taken[file.name] = (file.size, lines)
+        self._taken[file.name] = (file.size, lines, file.marks)
 
     def _whole(self, file: DataFile, name: str, size: int, since: float) -> File:
+        marks = _marks(file.path, size)
         try:
-            return File(name, rows_of(file, self._encoding), size, since=since)
+            return File(name, rows_of(file, self._encoding), size, since=since, marks=marks)
         except DataError as error:
-            return File(name, 0, size, since=since, why=str(error))
+            return File(name, 0, size, since=since, why=str(error), marks=marks)
 
     def _stretches(self, file: DataFile, name: str, start: int, lines: int, since: float, rests: bool) -> list[File]:
         """Whole lines; and the last one without an end, where nobody has gone on with it since the last look and it can
@@ -102,10 +113,19 @@ class Growth:
                     break
                 count = some[:end].count(b"\n")  # what comes after one without an end is still of its line
                 rows = sum(1 for _ in tables.between(file, start, start + end, lines, encoding))
-                found.append(File(name, rows, start + end, lines, start, since, new_lines=count))
+                marks = _marks(file.path, start + end)
+                found.append(File(name, rows, start + end, lines, start, since, new_lines=count, marks=marks))
                 start, lines = start + end, lines + count
                 stream.seek(start)
         return found
+
+
+def _marks(path: Path, size: int) -> str:
+    """Of the first `size` bytes, however much comes after them."""
+    with path.open("rb") as stream:
+        first = stream.read(min(size, _MARKED))
+        stream.seek(max(0, size - _MARKED))
+        return hashlib.sha256(first + stream.read(min(size, _MARKED))).hexdigest()[:16]
 
 
 def _can_be_read(file: DataFile, start: int, end: int, encoding: str) -> bool:

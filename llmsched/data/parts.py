@@ -25,7 +25,7 @@ class File(NamedTuple):
     """`name` is below the data set's folder. `rows` counts those that cannot be read too. A stretch of lines begins at
     byte `offset`, after `lines` lines, has `new_lines`, and ends at byte `size`; a whole file has None for `lines`.
     `since` is when its rows may have come at the earliest (Unix time), where somebody looks for new ones; `why` it
-    cannot be read, if so."""
+    cannot be read, if so. By `marks` another file under its name is told from one that has only grown."""
 
     name: str
     rows: int
@@ -35,6 +35,7 @@ class File(NamedTuple):
     since: float = 0.0
     why: str = ""
     new_lines: int = 0
+    marks: str = ""
 
 
 class Part(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from pathlib import Path
 
@@ -86,6 +87,31 @@ def test_a_file_that_has_been_cut_is_refused(tmp_path: Path) -> None:
         growth.look(2.0)
     with pytest.raises(DataError, match=r"has been cut: it had 32 bytes"):
         texts(tmp_path, files)
+
+
+@pytest.mark.parametrize("others", ['{"text": "new"}\n{"text": "old"}\n', '{"text": "another one"}\n' * 3])
+def test_another_file_under_the_name_of_one_is_refused_at_any_size(tmp_path: Path, others: str) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"text": "one"}\n{"text": "two"}\n')
+    growth = Growth(log, "log.jsonl", [])
+    files = growth.look(1.0)
+    replaced = tmp_path / "replaced"
+    replaced.write_text(others)
+    os.utime(replaced, ns=(1, 1))
+    replaced.rename(log)
+    for looks in (growth, Growth(log, "log.jsonl", files)):  # who saw the first one, and who takes over
+        with pytest.raises(DataError, match=r"log.jsonl is another file than when its rows were read"):
+            looks.look(2.0)
+
+
+def test_a_copy_with_more_lines_under_the_same_name_is_as_good_as_the_lines(tmp_path: Path) -> None:
+    log, copy = tmp_path / "log.txt", tmp_path / "copy"
+    log.write_text("one\n" * 3000)
+    growth = Growth(log, "log.txt", [])
+    assert [file.rows for file in growth.look(1.0)] == [3000]
+    copy.write_text("one\n" * 3000 + "two\n")
+    copy.rename(log)
+    assert [file.rows for file in growth.look(2.0)] == [1]
 
 
 def test_a_line_that_is_too_long_ends_it_and_many_lines_come_in_stretches(
