@@ -32,6 +32,7 @@ HOW = {
     "median": "those below the median are stopped (median)",
     "pbt": "the worst go on from the best (pbt)",
 }
+_NO_TRIAL = "trial"  # who stands in for all is none of t1, t2 ...: those may be there, and may have ended
 _NEEDS = ("resources", "workers")  # what a trial asks of the cluster, of what a space may change
 Numbers = Callable[[WorkloadState], Mapping[str, Mapping[str, Any]]]
 
@@ -43,8 +44,8 @@ def is_search(workload: Workload) -> bool:
 def stand_in(search: Workload, values: Mapping[str, Any] = MappingProxyType({})) -> Workload:
     """A trial of it, as far as a trial is like all others; `values` are at these paths of its space."""
     made = compile_workload(load_json(trial(spec_of(search), "t1", values)))
-    name = child_name(search, "t1")
-    return replace(made, id=name, name=name, queue=search.queue, user=search.user, priority=search.priority, after=())
+    placed = replace(made, queue=search.queue, user=search.user, priority=search.priority, after=())
+    return replace(placed, id=child_name(search, _NO_TRIAL), name=child_name(search, "t1"))
 
 
 def stand_ins(search: Workload) -> list[tuple[str, Workload]]:

@@ -100,7 +100,7 @@ def test_two_searches_with_room_for_one_trial_both_end(tmp_path, monkeypatch):
         (
             "resources.accelerators",
             ["A100:1", "B200:1"],
-            'tune.space.resources.accelerators: "B200:1": sweep.t1: no such',
+            'tune.space.resources.accelerators: "B200:1": sweep.trial: no such',
         ),
         ("workers", [1, 2000], "tune.space.workers: 2000: "),
     ],
@@ -143,6 +143,35 @@ def test_an_array_runs_once_a_point_and_names_what_failed(tmp_path, monkeypatch)
             assert len(trials(controller)) == 100
             story = [written.entry for written in controller.entries(0, "sweep")]
             assert any("1 of 100 trials failed; the first, t8: 7!" in str(entry) for entry in story)
+
+    asyncio.run(story())
+
+
+def test_a_search_is_changed_as_itself_whatever_has_become_of_its_first_trial(tmp_path, monkeypatch):
+    """Before, the first trial stood in for all: once it had ended, the change was refused in its name."""
+
+    def by_place(order):
+        first = order.spec["train"]["config"]["lr"] == GRID[0]
+        return Script(runs_for_s=0.01 if first else 3600, steps=1, loss=1.0, metrics={"loss": 1.0})
+
+    async def story():
+        cluster = fake_cluster()
+        members = Members(cluster, tmp_path, by_place, monkeypatch)
+        async with controlling(cluster) as controller:
+            await controller.submit([search(priority=40)], user=ANN)
+            await until(
+                lambda: "sweep.t1" in controller.state.workloads and phase(controller, "sweep.t1") == "succeeded"
+            )
+            await controller.submit([search(priority=60)], user=ANN)
+            assert controller.state.workloads["sweep"].workload.priority == 60
+            await controller.cancel("sweep", by=ANN)
+            await until(lambda: controller.state.workloads["sweep"].outcome)
+            with pytest.raises(RequestError, match=r"^sweep has been cancelled; what has ended cannot change"):
+                await controller.submit([search(priority=50)], user=ANN)
+            await controller.submit([search(priority=50)], user=ANN, again=True)
+            await until(lambda: "sweep.t1@2" in controller.state.workloads)
+            await controller.cancel("sweep@2", by=ANN)
+            await members.over()
 
     asyncio.run(story())
 
