@@ -41,6 +41,9 @@ TOKEN = "ray-token"
 CPUS_PER_PRETEND_NODE = 8  # logical: nodes share the real ones, and CPUs must not be what pretend GPUs wait for
 OBJECT_STORE_BYTES = 256 * 1024**2
 MAX_NODES = 64
+# It sends what workers print to drivers that listen. Ours do not, as the log of each attempt is a file of its own, and
+# one for every pretend node is a process that looks for new lines ten times a second.
+_UNREAD = ("--include-log-monitor=false",)
 HEAD_PARTS = ("gcs_server", "raylet")  # without one of them there is no cluster
 # A node gives up when the head's own raylet is not known after 20 looks, which a busy machine needs longer for. Whether
 # the head still comes is ours to see, so it looks for as long as we wait.
@@ -192,7 +195,7 @@ def _begin(
     head = ["--head", f"--port={port}", f"--temp-dir={temp_dir / '0'}", f"--ray-client-server-port={client_port}"]
     head += ["--include-dashboard=true", f"--dashboard-host={LOOPBACK}", f"--dashboard-port={dashboard_port}"]
     if nodes:
-        head += ["--num-cpus=0", "--num-gpus=0", "--labels=llmsched.io/name=head"]
+        head += ["--num-cpus=0", "--num-gpus=0", "--labels=llmsched.io/name=head", *_UNREAD]
     try:
         _spawn(cluster, home, env, "head", head)
         _wait_until(lambda: not is_free(port), cluster, home, deadline)
@@ -253,7 +256,7 @@ def _node_options(index: int, node: PretendNode) -> list[str]:
     if node.flavor and node.gpus:
         labels["ray.io/accelerator-type"] = node.flavor
     written = ",".join(f"{key}={value}" for key, value in labels.items())
-    return [f"--num-gpus={node.gpus}", f"--num-cpus={CPUS_PER_PRETEND_NODE}", f"--labels={written}"]
+    return [f"--num-gpus={node.gpus}", f"--num-cpus={CPUS_PER_PRETEND_NODE}", f"--labels={written}", *_UNREAD]
 
 
 def _spawn(

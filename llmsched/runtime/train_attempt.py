@@ -28,7 +28,9 @@ SETTINGS = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(int(PLACED_WITHIN_S)),
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # preemption is the scheduler's, and each watcher is a process
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # our log shows what the loop prints
-    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
+    # For a page of Ray's dashboard alone: an actor for the whole cluster, which the first attempt makes and which ends
+    # with it, under the others. Each start of a gang paid a process for it.
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
 

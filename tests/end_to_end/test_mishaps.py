@@ -359,8 +359,8 @@ def test_a_ray_that_dies_under_it_all_is_started_again_and_the_fine_tune_goes_on
         attempt = client.status("counting").gangs[0].attempt
         controller = home.controller_pid()
         for process in [*home.processes()]:
-            if process.pid != controller and controller not in [parent.pid for parent in process.parents()]:
-                with contextlib.suppress(psutil.NoSuchProcess):
+            with contextlib.suppress(psutil.NoSuchProcess):  # gone meanwhile, with the one before
+                if process.pid != controller and controller not in [parent.pid for parent in process.parents()]:
                     process.kill()
         wait_until(lambda: not client.health().cluster.connected, 120, "the controller says that its cluster is away")
         assert client.health().cluster.message
