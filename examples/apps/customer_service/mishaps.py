@@ -82,6 +82,7 @@ def another_desk() -> dict[str, Any]:
         one for one in yaml.safe_load_all((HERE / "spec.yaml").read_text()) if one["name"] == "desk"
     )
     desk["serve"]["args"]["least"] = 0.29
+    del desk["autoscaling"]  # of two replicas there is nothing to scale
     return {**desk, "replicas": 2}
 
 
