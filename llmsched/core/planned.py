@@ -83,7 +83,7 @@ def _with_option(
     mask = place.eligible(this.trial, spec, option)
     flavor = flavor_of(spec, option)
     counts = flavor is not None or len(state.capacity.by_flavor) <= 1 or not state.quota.enforced
-    fluid = counts and is_fluid(state, spec) and not promises and not windows.rows and not _has_shares(state)
+    fluid = counts and is_fluid(state, spec) and not promises and not windows.rows and not has_shares(state)
     flavor = flavor or next(iter(state.capacity.by_flavor), None)
     timeline = timeline_for(this.trial, spec)
     if not _enough_ends(this.trial, mask, need - timeline.free_now(mask)):
@@ -189,7 +189,7 @@ def _quota_then(trial: Trial, spec: Workload, placed: Placement, promised: list[
     return KeptQuota(spec.queue, need_by_row(trial, spec, placed), then)
 
 
-def _has_shares(state: State) -> bool:
+def has_shares(state: State) -> bool:
     """Whether anybody holds a part of a device: then numbers of GPUs do not say which devices are whole."""
     return any(bundle.gpus_milli % MILLI for bundle in state.kinds)
 

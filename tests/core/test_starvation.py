@@ -11,6 +11,7 @@ from ledger import Given, Launch, Nominate, Preempt, Resize, cluster
 
 from llmsched.core import decisions, facts
 from llmsched.core.configuration import Queue, Quota
+from llmsched.core.lane import PART
 from llmsched.core.scheduler import turn
 from llmsched.core.state import State
 from llmsched.core.workload import Group, Option, Resources, Workload
@@ -62,6 +63,16 @@ def test_a_large_gang_starts_within_the_bound_while_single_gpus_stream_by(orderi
     given = cluster("1 node x 8").policies(ordering=ordering)
     started = start_of(given, work("large", 8), told)
     assert started is not None and started <= 500.0 + HOLD_S + LASTS_S + 1.0
+
+
+@pytest.mark.parametrize("lasts_s", [100.0, 300.0])
+def test_a_long_single_is_held_for_after_ten_times_its_run_time(lasts_s: float) -> None:
+    """It fits wherever anybody ends: until then the order decides, and shorter ones go first."""
+    given = cluster("1 node x 7").policies(ordering="shortest_remaining")
+    told = {"estimated_runtime_s": LASTS_S}
+    started = start_of(given, work("long", 1, estimated_runtime_s=lasts_s), told)
+    patience = max(HOLD_S, lasts_s / PART)
+    assert started is not None and 500.0 + patience <= started <= 500.0 + patience + LASTS_S + 1.0
 
 
 @pytest.mark.parametrize("nodes", ["3 nodes x 8", "1 node x 8 A, 2 nodes x 4 B"])

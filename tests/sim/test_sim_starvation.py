@@ -49,3 +49,22 @@ def test_by_rank_the_lane_pays_for_one_after_the_other(ordering: str) -> None:
         assert ended is not None and ended <= bound < until_s
     starved = ran(ordering, "exact", 8000.0, 0.0)  # without the lane
     assert [starved[f"whole{number}"].first_start_s for number in range(len(CAME_S))] == [None, None, None]
+
+
+@pytest.mark.parametrize("hold_s", [60.0, 600.0])
+def test_where_all_wait_for_long_the_order_decides_among_singles(hold_s: float) -> None:
+    """Each fits wherever one ends. Held for after the same time, all would begin as they came."""
+    rows = [(n, (30.0, 120.0, 30.0, 600.0)[n % 4]) for n in range(160)]
+    jobs = [Job(f"s{n}", n * EVERY_S, 1, ((1, lasts),)) for n, lasts in rows]
+    mean, worst = {}, {}
+    for patience in (hold_s, 0.0):
+        base = setting.configuration(jobs, ordering="shortest_remaining", preempt=False)
+        configuration = replace(base, scheduling=replace(base.scheduling, hold_after_s=patience))
+        told = runtimes.parse_estimates("exact")
+        options = simulator.Options(fleet.parse("1x4"), configuration, estimates=told, leave_s=0.0)
+        found = simulator.simulate(jobs, options).outcomes
+        waits = [each.first_start_s - each.job.submit_s for each in found if each.first_start_s is not None]
+        assert len(waits) == len(jobs)
+        mean[patience], worst[patience] = sum(waits) / len(waits), max(waits)
+    assert worst[0.0] > 2 * hold_s, "there was more than enough to do"
+    assert mean[hold_s] <= 1.02 * mean[0.0] and worst[hold_s] <= 1.02 * worst[0.0]

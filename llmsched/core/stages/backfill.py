@@ -3,11 +3,12 @@
 `easy` protects the first blocked gang of each accelerator, `conservative` the first few. Later work may start when it
 ends before the planned start, fits beside it, or can be shrunk to its minimum in time.
 
-Whatever the setting, nobody starves: of those that have waited for `hold_after_s` the oldest one of each accelerator
-is protected too, from whoever came later, has no higher priority and no better right to the quota. Age is the time of
-submission, as everywhere: who was evicted goes on with the age that it has. Then the protected one starts at the latest
-when those that held its places at that moment have ended. Its quota is kept with its places (kept_quota.py): in its own
-queue, and from whoever borrows; once it is inside what its queue owns its places are kept from owners as well.
+Whatever the setting, nobody starves: of those that have waited for `hold_after_s` (longest.py: some for longer) the
+oldest one of each accelerator is protected too, from whoever came later, has no higher priority and no better right to
+the quota. Age is the time of submission, as everywhere: who was evicted goes on with the age that it has. Then the
+protected one starts at the latest when those that held its places at that moment have ended. Its quota is kept with its
+places (kept_quota.py): in its own queue, and from whoever borrows; once it is inside what its queue owns its places are
+kept from owners as well.
 
 Nor does anybody wait for ever for a gap between reservations that come again: who may be preempted, and has waited for
 `hold_after_s`, starts where no window opens for BETWEEN_WINDOWS_S, or half of the gap if all of them are shorter, and

@@ -3,6 +3,10 @@
 A hold is made where its gang could begin, and whom it binds delays it by nothing (backfill.py). One whose gang should
 have begun by now is overdue: it was moved to and fro, or waits for work that outlives what was presumed. Then the next
 gang is held for as well; and where later work alone keeps the first one out, that work's nodes are kept for it.
+
+A hold is for who does not fit when its turn comes, as smaller work streams past it. Who fits wherever anybody ends is
+outranked by the order and nothing else. Held for after the same time, where all wait for longer than that, all would
+begin as they came, whatever the order says. So its patience grows with its own run time, where that is known.
 """
 
 from __future__ import annotations
@@ -10,19 +14,23 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 from math import inf
 from operator import itemgetter
 
 from llmsched.core.amounts import options_of
 from llmsched.core.kept_quota import Owners
-from llmsched.core.planned import Promise, earliest, timeline_for
+from llmsched.core.lane import PART
+from llmsched.core.planned import Promise, earliest, has_shares, is_fluid, timeline_for
 from llmsched.core.possible import able_options
 from llmsched.core.records import GangState
-from llmsched.core.run_times import longest_s
+from llmsched.core.resources import MILLI
+from llmsched.core.run_times import longest_s, runtime_s
 from llmsched.core.scheduling_pass import Pass, There
 from llmsched.core.shapes import Shape
 from llmsched.core.stages import place
 from llmsched.core.stages.backfill import Calendar, could_start, right
+from llmsched.core.state import State
 from llmsched.core.trial import Without
 
 HOLDS_TRIED = 16  # planned for on each accelerator, and for each queue that lacks quota, until one may be kept
@@ -58,7 +66,7 @@ def run(this: Pass, calendar: Calendar) -> None:
         if promise.quota is not None:
             promise.quota.keep_own(this.trial, timeline_for(this.trial, gang.spec).all_ends())
         calendar.promises.append(promise)
-        since = gang.queued_since + patience
+        since = gang.queued_since + _patience(state, gang, patience, fits=_fits_at_each_end(state, shape))
         if plan.has_come(since + longest_s(state)):
             promise.overdue = _without_later(this, calendar, promise, since)
         else:
@@ -75,24 +83,38 @@ def _owners_first(found: list[tuple[GangState, Shape]], owners: Owners) -> Itera
 
 
 def _patient(this: Pass, patience: float) -> list[tuple[GangState, Shape]]:
-    """The first of each class, if it has waited for so long, and the class: who has the better right first."""
+    """The first of each class that has waited for so long, and the class: who has the better right first."""
     state, plan, begun = this.state, this.plan, this.trial.begun
     gangs, nominated = state.gangs, plan.nominations
-    found, soonest = [], inf
+    found, soonest = list[tuple[tuple[int, float, str], GangState, Shape]](), inf
     for since, serial in state.waiting.longest:
-        if since >= soonest:
+        if since + patience >= soonest:
             break  # of thousands the soonest alone is named
         shape = state.waiting.live[serial]
-        name = shape.since[0][1]
-        if name in begun:
-            since, name = next((row for row in shape.since if row[1] not in begun), (inf, ""))
-        if since + patience > plan.at:
-            soonest = min(soonest, since)
-        elif this.trial.nomination(gang := gangs[name]) is None and name not in nominated:
-            found.append((right(gang), gang, shape))
-    plan.wake(soonest + patience)
+        rows = ((since, name) for since, name in shape.since if name not in begun)
+        fits = since + patience <= plan.at and _fits_at_each_end(state, shape)
+        for since, name in islice(rows, HOLDS_TRIED if fits else 1):
+            until = since + _patience(state, gangs[name], patience, fits=fits)
+            if until > plan.at:
+                soonest = min(soonest, until)
+            elif this.trial.nomination(gang := gangs[name]) is None and name not in nominated:
+                found.append((right(gang), gang, shape))
+                break
+    plan.wake(soonest)
     found.sort(key=itemgetter(0))
     return [(gang, shape) for _, gang, shape in found]
+
+
+def _patience(state: State, gang: GangState, least: float, *, fits: bool) -> float:
+    """Seconds that it waits until it is held for."""
+    if not fits or gang.work_left is None:
+        return least
+    return max(least, runtime_s(state, gang, gang.spec.min_size, fastest=True) / PART)
+
+
+def _fits_at_each_end(state: State, shape: Shape) -> bool:
+    """Whether one of it has room wherever anybody ends: it needs one GPU, and nobody holds less."""
+    return shape.least_total == MILLI and is_fluid(state, shape.sample) and not has_shares(state)
 
 
 def _is_able(this: Pass, shape: Shape) -> bool:
