@@ -13,6 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any, BinaryIO
 
@@ -216,7 +217,8 @@ class Bridge:
 
     def _stop(self, order: StopOrder) -> None:
         self._replicas.stop(order) if order.kind == "serve" else self._attempts.stop(order)
-        self._containment.wake(order.name)
+        with suppress(Exception):  # it is told to stop; who looks on its nodes then wakes what is not awake
+            self._containment.wake(order.name)
 
     def _adopt(self, order: LaunchOrder, was_running: bool) -> None:
         adopt = self._replicas.adopt if order.kind == "serve" else self._attempts.adopt
