@@ -12,6 +12,7 @@ from workloads.apps.voice import Voice, wav
 
 RATE = 16_000
 TONE = wav(np.sin(np.arange(RATE) / 20) / 2, RATE)
+BARE = base64.b64decode(TONE)
 SILENT = wav(np.zeros(RATE), RATE)
 
 
@@ -75,6 +76,8 @@ def test_a_voice_that_says_nothing_is_asked_of_nobody(calls):
         ({"audio": "???"}, '"audio" is not base64'),
         ({"audio": "http://host/x.wav"}, "nothing is fetched"),
         ({"audio": base64.b64encode(b"no sound at all").decode()}, '"audio" is no WAV file'),
+        ({"audio": base64.b64encode(BARE[:-1]).decode()}, "with its last sample cut off"),
+        ({"audio": base64.b64encode(BARE[:24] + bytes(4) + BARE[28:]).decode()}, "with 0 samples in a second"),
         ({"audio": wav(np.ones(61 * 8), 8)}, '"audio" has 16 bits and 61 s; at most 60 s of 16'),
     ],
 )
@@ -104,6 +107,8 @@ def test_whisper_says_what_is_missing_and_what_it_cannot_hear():
         ("?", "no WAV file in base64"),
         (base64.b64encode(b"RIFF").decode(), "no WAV file"),
         (3, "no WAV"),
+        (base64.b64encode(BARE[:-1]).decode(), "with its last sample cut off"),
+        (base64.b64encode(BARE[:24] + bytes(4) + BARE[28:]).decode(), "with 0 samples in a second"),
     ):
         with pytest.raises(HTTPException, match=why):
             whisper.heard(audio)

@@ -66,12 +66,20 @@ def is_silent(audio: str) -> bool:
     """Raises HTTPException (422) for what is no WAV file of 16 bits, or too long."""
     try:
         with wave.open(io.BytesIO(media.of_text(audio))) as given:
-            seconds = given.getnframes() / given.getframerate()
-            width, frames = given.getsampwidth(), given.readframes(int(LONGEST_S * given.getframerate()))
+            rate, width, of_frame = (
+                given.getframerate(),
+                given.getsampwidth(),
+                given.getsampwidth() * given.getnchannels(),
+            )
+            seconds = given.getnframes() / max(rate, 1)
+            frames = given.readframes(int(LONGEST_S * rate))
     except Unusable as error:
         raise HTTPException(422, f'"audio" {error}') from None
     except (wave.Error, EOFError):
         raise HTTPException(422, f'"audio" is no WAV file; what is said is {_EXPECTED}') from None
+    if rate < 1 or len(frames) % of_frame:
+        what = "0 samples in a second" if rate < 1 else "its last sample cut off"
+        raise HTTPException(422, f'"audio" is a broken WAV file, with {what}; what is said is {_EXPECTED}')
     if width != 2 or seconds > LONGEST_S:
         raise HTTPException(422, f'"audio" has {8 * width} bits and {seconds:.0f} s; at most {LONGEST_S:.0f} s of 16')
     samples = np.frombuffer(frames, "<i2").astype(np.float32) / 32768

@@ -70,5 +70,8 @@ def heard(audio: Any) -> np.ndarray:
         raise HTTPException(422, f'"audio" is no WAV file in base64: {error}') from None
     if shape != (1, 2):
         raise HTTPException(422, f'"audio" has {shape[0]} channels of {8 * shape[1]} bits; expected 1 of 16')
+    if rate < 1 or len(frames) % 2:
+        what = "0 samples in a second" if rate < 1 else "its last sample cut off"
+        raise HTTPException(422, f'"audio" is a broken WAV file, with {what}')
     samples = np.frombuffer(frames, "<i2").astype(np.float32) / 32768
     return np.asarray(np.pad(resample_poly(samples, RATE, rate), QUIET))
