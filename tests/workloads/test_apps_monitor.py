@@ -138,6 +138,17 @@ def test_what_happened_before_1970_is_counted_as_well():
     assert alert["begins"].startswith("1849-") and alert["count"] == 30
 
 
+def test_a_row_whose_time_has_no_date_is_set_aside_and_named_and_the_rest_is_shown():
+    app = Monitor()
+    assert ask(app, rows=[{"label": "negative", "at": -9.9e10}]) == {"rows": 0, "set_aside": 1}
+    assert "begins before the year 1" in ask(app)["named"][0]
+    ask(app, rows=[{"label": "negative", "at": windows.EARLIEST}, *rows([2])])
+    assert ask(app, trend="negative", windows=1)["trend"][0]["begins"].startswith("1970-01-01")
+    early = Monitor()
+    ask(early, rows=[{"label": "negative", "at": windows.EARLIEST}])
+    assert ask(early, trend="negative")["trend"][0]["begins"].startswith("0001-01-01")
+
+
 def test_broken_rows_of_a_feed_are_set_aside_counted_and_named(tmp_path):
     feed = tmp_path / "part-0.jsonl"
     good = [json.dumps(row) for row in rows([3])]

@@ -16,6 +16,7 @@ from workloads.apps import surge
 
 KEYS_AT_MOST = 1000
 ALL = "*"
+EARLIEST = -62_135_596_800.0  # Unix time of the year 1: what lies before has no date
 LEAST = 5  # events in a window that can be a surge
 
 
@@ -55,6 +56,8 @@ class Windows:
     def add(self, key: str, at: float) -> str:
         """One event at Unix time `at`. "" when it counts, else why not."""
         window = int(at // self._window_s)
+        if self.begins(window) < EARLIEST:
+            return "is of a window that begins before the year 1 and has no date"
         if self.first is not None and window < self.latest - self._keep + 1:
             return f"is of a time before the {self._keep:,} windows that are kept"
         if key not in self._counts and len(self._counts) > KEYS_AT_MOST:
