@@ -3,7 +3,8 @@
 `routes` of the class, if it has any, are paths below its own that it answers too, such as OpenAI's "audio/speech".
 `__call__` may be plain or async, and may return a value or yield several. A plain one runs in a thread, one for each
 request that the replica may have in hand, so that a slow call does not stop the others. A call ends when its thread
-does, also one that was cancelled. Several values are a list, or server-sent events for who asks for a stream.
+does, also one that was cancelled. A class whose `__call__` has its body annotated as a dict gets objects alone: 422
+for a list, a text, a number or null. Several values are a list, or server-sent events for who asks for a stream.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import contextlib
 import contextvars
 import inspect
 import json
+import re
 from collections.abc import AsyncGenerator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from functools import partial
-from typing import Any
+from typing import Any, get_origin
 
 from starlette.exceptions import HTTPException
 
@@ -28,6 +30,7 @@ from workloads.inference.http import Message, Receive, Send, json_answer_of, ref
 from workloads.inference.values import encoded
 
 _END = object()
+_KINDS = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}
 _EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
 _TOO_LARGE = "The request is larger than 16 MiB, which a class that takes JSON may get. Longer: a FastAPI ingress."
 _NO_SOCKET = "This app is a class that takes JSON, by POST alone. Websockets: a FastAPI ingress (@serve.ingress)."
@@ -48,6 +51,7 @@ class JsonApp:
         self._app = app
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="call")
         call = type(app).__call__
+        self._wants_object = _wants_object(call)
         self._is_plain = not (inspect.iscoroutinefunction(call) or inspect.isasyncgenfunction(call))
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -126,6 +130,9 @@ class JsonApp:
                     result.close()
 
     async def _result(self, body: Any) -> Any:
+        if self._wants_object and not isinstance(body, dict):
+            kind = _KINDS.get(type(body), "a number")
+            raise HTTPException(422, f'the body must be a JSON object ({{"name": value, ...}}), not {kind}')
         if not self._is_plain:
             made = self._app(body)
             return await made if inspect.isawaitable(made) else made
@@ -152,6 +159,18 @@ class JsonApp:
 
     def close(self) -> None:
         """Its own clean-up is its object's end."""
+
+
+def _wants_object(call: Callable[..., Any]) -> bool:
+    """Whether its body is annotated as a dict. Annotations are not evaluated: their names may be there for a type
+    checker alone."""
+    try:
+        _, body, *_ = inspect.signature(call).parameters.values()
+    except (TypeError, ValueError):  # made in C, or it takes no body
+        return False
+    if isinstance(body.annotation, str):
+        return re.fullmatch(r"(typing\.)?[Dd]ict(\[.*\])?", body.annotation, re.S) is not None
+    return (get_origin(body.annotation) or body.annotation) is dict
 
 
 def _check_place(scope: Message, routes: Iterable[str]) -> None:
