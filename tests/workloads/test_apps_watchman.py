@@ -140,7 +140,10 @@ def test_where_nothing_was_before_it_is_an_alarm(world, monkeypatch):
     "settings",
     [
         {},
+        None,
+        [],
         {"canaries": []},
+        {"canaries": [3]},
         {"canaries": CANARIES, "evry_s": 3},
         {"canaries": [{"of": "desk", "says": "x"}]},
         {"canaries": [{"of": "desk", "says": "x", "chat": "a", "post": {}}]},
@@ -150,3 +153,49 @@ def test_where_nothing_was_before_it_is_an_alarm(world, monkeypatch):
 def test_settings_that_say_nothing_are_refused(settings):
     with pytest.raises(RequestError, match=r"watch.yaml: (canary 0: )?expected"):
         Watchman(settings)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"every_s": "soon"}, "every_s is a number of seconds above 0, not 'soon'"),
+        ({"every_s": float("nan")}, "every_s is a number of seconds"),
+        ({"timeout_s": 0}, "timeout_s is a number of seconds"),
+        ({"slow_s": True}, "slow_s is a number of seconds"),
+        ({"rounds": 0}, "rounds is a whole number from 1, not 0"),
+        ({"calm": 1.5}, "calm is a whole number from 0"),
+        ({"wrong": 2}, "wrong is a share above 0, up to 1"),
+        ({"canaries": [{"of": "desk", "says": "(", "chat": "a"}]}, "canary 0: says is no regular expression"),
+        ({"canaries": [{"of": "desk", "says": 3, "chat": "a"}]}, "canary 0: says is a text, not 3"),
+    ],
+)
+def test_settings_that_would_fail_later_are_refused_by_name(more, words):
+    with pytest.raises(RequestError) as refused:
+        Watchman({"canaries": CANARIES, **more})
+    assert str(refused.value).startswith("watch.yaml: ") and words in str(refused.value)
+
+
+def test_a_file_that_is_no_yaml_is_refused_and_an_empty_one_too(tmp_path):
+    file = tmp_path / "watch.yaml"
+    for text, words in (("canaries: [", "is no YAML"), ("", "expected canaries")):
+        file.write_text(text)
+        with pytest.raises(RequestError, match=words):
+            watchman.main(str(file))
+
+
+def test_a_slow_endpoint_that_goes_just_then_is_an_alarm_and_the_watch_goes_on(world, monkeypatch, capsys):
+    def gone(name):
+        raise RequestError(f"there is no endpoint {name}")
+
+    monkeypatch.setattr(world, "endpoint", gone)
+    made = watching(world, slow_s=1.0)
+    world.takes_s = 2.0
+    looks(made, 3)
+    assert world.done == [] and world.reports[-1]["rounds"] == 3 and world.reports[-1]["alarms"] > 0
+    assert "there is no endpoint assistant" in capsys.readouterr().out
+
+
+def test_an_app_that_answers_with_a_list_is_wrong_and_ends_no_watch(world, monkeypatch):
+    monkeypatch.setattr(world, "post", lambda *_, **__: ["Lem"])
+    made = watching(world, 1)
+    assert world.reports[-1]["failed"] == 0 and made._count == 1

@@ -24,16 +24,12 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
-from llmsched.errors import LlmschedError, RequestError
+from llmsched.errors import LlmschedError
 from llmsched.runtime import ask, calls, elastic, progress
+from workloads.apps.watchman_settings import checked, read
 
-DEFAULTS = {"every_s": 5.0, "rounds": 2, "wrong": 0.5, "slow_s": None, "calm": 2, "timeout_s": 60.0}
-KEYS = {"of", "says", "chat", "adapter", "post", "field"}
 AT_ONCE = 8
 
 
@@ -53,22 +49,16 @@ class Watchman:
     """`settings`: watch.yaml; raises RequestError for what is none."""
 
     def __init__(
-        self, settings: dict[str, Any], report: Callable[..., None] = progress.report,
+        self, settings: Any, report: Callable[..., None] = progress.report,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
-        canaries = settings.get("canaries")
-        if not isinstance(canaries, list) or not canaries or set(settings) - {"canaries", *DEFAULTS}:
-            raise RequestError(f"watch.yaml: expected canaries, and of {', '.join(DEFAULTS)} those that differ.")
-        for place, one in enumerate(canaries):
-            if set(one) - KEYS or not {"of", "says"} <= set(one) or ("chat" in one) == ("post" in one):
-                raise RequestError(f"watch.yaml: canary {place}: expected of, says, and one of chat and post.")
-        self._rules: dict[str, Any] = {**DEFAULTS, **settings}
-        self.every_s = float(self._rules["every_s"])
+        self._rules = checked(settings)
+        self.every_s = self._rules.every_s
         self._report, self._clock, self._threads = report, clock, ThreadPoolExecutor(AT_ONCE, "canary")
         self._canaries: dict[tuple[str, str], list[dict[str, Any]]] = {}
-        for one in canaries:
+        for one in self._rules.canaries:
             self._canaries.setdefault((one["of"], one.get("adapter", "")), []).append(one)
-        self._rounds = {of: deque[Round](maxlen=int(self._rules["rounds"])) for of in self._canaries}
+        self._rounds = {of: deque[Round](maxlen=self._rules.rounds) for of in self._canaries}
         self._were_right: set[tuple[str, str]] = set()
         self._calm = dict.fromkeys(self._canaries, 0)
         self._repairs = self._alarms = self._count = 0
@@ -102,10 +92,10 @@ class Watchman:
             if "chat" in canary:
                 model = ":".join(filter(None, (canary["of"], canary.get("adapter"))))
                 messages = [{"role": "user", "content": canary["chat"]}]
-                said = calls.chat(model, messages, timeout_s=self._rules["timeout_s"], max_tokens=64, temperature=0)
+                said = calls.chat(model, messages, timeout_s=self._rules.timeout_s, max_tokens=64, temperature=0)
             else:
-                answer = calls.post(canary["of"], canary["post"], timeout_s=self._rules["timeout_s"])
-                said = str(answer.get(canary.get("field", "answer")))
+                answer = calls.post(canary["of"], canary["post"], timeout_s=self._rules.timeout_s)
+                said = str(answer.get(canary.get("field", "answer")) if isinstance(answer, dict) else answer)
         except LlmschedError as error:
             return Seen(None, self._clock() - began, str(error))
         return Seen(re.fullmatch(canary["says"], said.strip(), re.S) is not None, self._clock() - began, said)
@@ -113,13 +103,18 @@ class Watchman:
     def _judge(self, of: tuple[str, str], rounds: deque[Round], said: str) -> None:
         name, adapter = of
         shown = f"{name}:{adapter}" if adapter else name
-        if min(one.wrong for one in rounds) >= self._rules["wrong"] and of in self._were_right:
+        if min(one.wrong for one in rounds) >= self._rules.wrong and of in self._were_right:
             self._repair(of, f"{shown} is rolled back: it says {said[:80]!r}", lambda: ask.rollback(name, adapter))
         elif min(one.failed for one in rounds) > 0:
             self._tell(f"{shown} does not answer: {said[:200]}")
             self._alarms += 1
-        elif self._rules["slow_s"] and min(one.slowest_s for one in rounds) > self._rules["slow_s"]:
-            there = ask.endpoint(name)
+        elif self._rules.slow_s and min(one.slowest_s for one in rounds) > self._rules.slow_s:
+            try:
+                there = ask.endpoint(name)
+            except LlmschedError as error:  # it may go just now
+                self._tell(f"{shown} is slow, and of its replicas nothing is known: {error}")
+                self._alarms += 1
+                return
             if (more := there.wanted + 1) <= there.most:
                 self._repair(of, f"{shown} is slow: {more} replicas are wanted", lambda: ask.scale(name, more))
 
@@ -131,7 +126,7 @@ class Watchman:
         else:
             self._repairs += 1
         self._tell(words)
-        self._calm[of] = int(self._rules["calm"])
+        self._calm[of] = self._rules.calm
         self._rounds[of].clear()
 
     def _tell(self, words: str) -> None:
@@ -139,7 +134,7 @@ class Watchman:
 
 
 def main(file: str) -> None:
-    watchman = Watchman(yaml.safe_load(Path(file).read_text()))
+    watchman = Watchman(read(file))
     while not elastic.should_stop():
         began = time.monotonic()
         watchman.look()
