@@ -177,7 +177,36 @@ def test_one_follows_its_history_by_itself_and_a_shorter_one_is_for_another_repl
     app._follow(0.0)
     with pytest.raises(RuntimeError, match=r"history\.jsonl has changed"):
         app.check_health()
-    app._trouble, app._growth = "", Growth(history, "history", ())
+    app._growth = Growth(history, "history", ())
     app._follow(0.0)
     app.check_health()
     assert app({})["rows"] == 6
+
+
+def test_an_error_of_any_kind_is_told_and_passes_and_no_other_replica_is_wanted(weather, monkeypatch, tmp_path):
+    (model, _), _, rows = weather
+    app, history = app_of(monkeypatch, tmp_path, model, rows[:5])
+    monkeypatch.undo()
+    app._closing.set()
+    with monkeypatch.context() as broken:
+        broken.setattr(app._growth, "look", raising)
+        app._follow(0.0)
+    assert "the disk is away" in app({})["trouble"]
+    app.check_health()
+    with history.open("a") as out:
+        out.write(json.dumps(rows[5]) + "\n")
+    app._follow(0.0)
+    assert (app({})["rows"], app({})["trouble"]) == (6, "")
+
+
+def raising(*_):
+    raise OSError("the disk is away")
+
+
+def test_a_file_of_a_history_that_cannot_be_read_is_set_aside_and_named(weather, monkeypatch, tmp_path):
+    (model, _), _, rows = weather
+    app, _ = app_of(monkeypatch, tmp_path, model, rows[:5])
+    app._take(forecaster.File("broken.parquet", 0, 9, why="it is no parquet"))
+    app.check_health()
+    told = app({})
+    assert (told["rows"], told["set_aside"], told["named"]) == (5, 1, ["broken.parquet: it is no parquet"])

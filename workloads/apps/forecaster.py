@@ -45,7 +45,8 @@ class Forecaster:
         self._count, self._aside = 0, 0
         self._said: dict[int, tuple[float, float]] = {}  # by time: the band
         self._odd, self._named = deque[dict[str, Any]](maxlen=NAMED), deque[str](maxlen=NAMED)
-        self._lock, self._closing, self._trouble = threading.Lock(), threading.Event(), ""
+        self._lock, self._closing = threading.Lock(), threading.Event()
+        self._trouble, self._has_changed = "", False
         self._place, self._growth, self._waiting = Path(history), Growth(Path(history), history, ()), list[File]()
         threading.Thread(target=self._follow, args=(follow,), daemon=True, name="follow").start()
 
@@ -60,7 +61,7 @@ class Forecaster:
 
     def check_health(self) -> None:
         """A history that is not what it was: another replica reads all of it anew."""
-        if self._trouble:
+        if self._has_changed:
             raise RuntimeError(self._trouble)
 
     def _known(self, ahead: Any) -> torch.Tensor:
@@ -91,17 +92,24 @@ class Forecaster:
                 while self._waiting:
                     self._take(self._waiting[0])
                     del self._waiting[0]
-            except DataError as error:
+                self._trouble, self._has_changed = "", False
+            except Exception as error:  # a disk that is away: the next look has it
+                self._has_changed = isinstance(error, DataError)
                 self._trouble = f"the history cannot be read: {error}"
+                progress.report(trouble=self._trouble)
                 print(f"[forecaster] {self._trouble}", flush=True)
             if self._closing.wait(every_s):
                 return
 
     def _take(self, file: File) -> None:
         names = [self._learnt.column, *self._learnt.known]
-        if file.why:
-            raise DataError(file.why)
-        for number, row in Reader(self._place, [file]).read(Part(0, 0, 0, file.rows)):
+        if file.why:  # no other replica could read it either
+            with self._lock:
+                self._aside += 1
+                self._named.append(f"{file.name}: {file.why}")
+            print(f"[forecaster] set aside: {file.name}: {file.why}", flush=True)
+        rows = [] if file.why else list(Reader(self._place, [file]).read(Part(0, 0, 0, file.rows)))
+        for number, row in rows:  # read whole before the first counts: what fails in the middle is read again
             values = _numbers(row, names)
             with self._lock:
                 if isinstance(values, str):  # its time has passed for all that: as a season ago
@@ -114,7 +122,7 @@ class Forecaster:
                 self._rows.append(values)
                 self._count += 1
         odd = sum(one["time"] in self._said for one in self._odd)
-        progress.report(odd=odd, rows=self._count, set_aside=self._aside)
+        progress.report(odd=odd, rows=self._count, set_aside=self._aside, trouble="")
 
     def _compare(self, value: float) -> None:
         low, high = self._said.get(self._count, (value, value))
