@@ -100,19 +100,68 @@ def test_documents_without_the_column_and_vectors_of_two_lengths_are_told(tmp_pa
         index.replace("b", [{"text": "y"}], np.ones((1, 4), np.float32))
 
 
-def test_what_cannot_be_read_while_it_runs_shows_in_its_health_until_it_can(tmp_path, asked, monkeypatch):
+def test_an_embedder_that_is_away_is_asked_again_and_what_is_known_serves(tmp_path, asked, monkeypatch, capsys):
     write(tmp_path / "a.jsonl", TEXTS)
-    app = made(tmp_path)
-    app.check_health()
+    app, embeddings = made(tmp_path), retriever.calls.embeddings
 
     def away(*_):
         raise ClusterError("minilm could not be asked")
 
-    monkeypatch.setattr(app, "_take_in", away)
+    write(tmp_path / "b.jsonl", ["queen"])
+    monkeypatch.setattr(retriever.calls, "embeddings", away)
     app.look()
-    with pytest.raises(RuntimeError, match="minilm could not be asked"):
-        app.check_health()
-    assert ask(app, "queen", 1)["passages"]
+    assert "minilm could not be asked" in capsys.readouterr().out and len(app._index) == 4
+    monkeypatch.setattr(retriever.calls, "embeddings", embeddings)
+    app.look()
+    answer = ask(app, "queen", 1)
+    assert (answer["of"], answer["set_aside"]) == (5, [])
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ('{"body": "x"}\n', "no column 'text'; it has body"),
+        ('{"text": "x"}\n{"body": "x"}\n', "row 2 of b.jsonl: there is no column 'text'"),
+        ('{"text": "x", "vector": [1, 2]}\n', "vectors of 2 numbers"),
+        ('{"text": "x", "vector": [1, 2]}\n{"text": "y", "vector": [1]}\n', "not lists of numbers of one length"),
+        ('{"text": ', "b.jsonl"),
+        ("", "no rows"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_set_aside_and_named_and_the_others_serve(tmp_path, asked, text, why):
+    write(tmp_path / "a.jsonl", TEXTS)
+    write(tmp_path / "b.jsonl", ["queen"])
+    app = made(tmp_path)
+    (tmp_path / "b.jsonl").write_text(text)
+    app.look()
+    told = ask(app, "queen", 1)
+    assert told["of"] == 5, "what was known of it is still found"
+    assert len(told["set_aside"]) == 1 and why in told["set_aside"][0]
+    many = len(asked)
+    app.look()
+    assert len(asked) == many, "it is not read again until it changes"
+    anew = ask(made(tmp_path), "queen", 1)
+    assert anew["of"] == 4 and why in anew["set_aside"][0]
+    write(tmp_path / "b.jsonl", ["queen", "king", "rain"])
+    app.look()
+    mended = ask(app, "queen", 1)
+    assert (mended["of"], mended["set_aside"]) == (7, [])
+
+
+def test_what_has_gone_is_found_no_more(tmp_path, asked):
+    write(tmp_path / "a.jsonl", TEXTS)
+    write(tmp_path / "b.jsonl", ["queen"])
+    app = made(tmp_path)
+    (tmp_path / "b.jsonl").unlink()
+    app.look()
+    told = ask(app, "queen", 9)
+    assert told["of"] == 4 and "queen" not in [one["text"] for one in told["passages"]]
+    (tmp_path / "a.jsonl").unlink()
+    app.look()
+    assert ask(app, "queen", 9)["passages"] == []
+    write(tmp_path / "c.jsonl", ["queen"])
+    app.look()
+    assert ask(app, "queen", 9)["of"] == 1
 
 
 def knows(app, many):

@@ -31,14 +31,25 @@ class Index:
                 raise RequestError(
                     f"{source}: vectors of {vectors.shape[1]} numbers, those of {other} {there.shape[1]}."
                 )
-        self._parts[source] = passages, vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-        whole = np.concatenate([part for _, part in self._parts.values()])
-        found = [one for some, _ in self._parts.values() for one in some]
-        self._now = found, whole if len(found) <= NUMPY_AT_MOST else _faiss(whole)
+        unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        self._put({**self._parts, source: (passages, unit)})
+
+    def remove(self, source: str) -> None:
+        """What is not there is no error."""
+        self._put({other: part for other, part in self._parts.items() if other != source})
+
+    def _put(self, parts: dict[str, tuple[list[dict[str, Any]], np.ndarray]]) -> None:
+        """Nothing has changed where it raises."""
+        found = [one for some, _ in parts.values() for one in some]
+        whole = np.concatenate([part for _, part in parts.values()]) if parts else None
+        self._now = found, whole if whole is None or len(found) <= NUMPY_AT_MOST else _faiss(whole)
+        self._parts = parts
 
     def nearest(self, vector: np.ndarray, k: int) -> list[dict[str, Any]]:
         """The k likest by cosine, likest first."""
         passages, whole = self._now
+        if not passages:
+            return []
         vector = vector / max(float(np.linalg.norm(vector)), 1e-12)
         k = min(k, len(passages))
         if isinstance(whole, np.ndarray):
