@@ -3,7 +3,7 @@
     serve: {app: "workloads.apps.retriever:Retriever", args: {documents: notes/, model: minilm}}
     calls: [minilm]
 
-`{"query": "...", "k": 5}` -> `{"passages": [{"text", "score", "source", ...}], "of": 12, "left_out": 0, "set_aside": []}`.
+`{"query": "...", "k": 5}` -> `{"passages": [{"text", "score", ...}], "of": 12, "left_out": 0, "set_aside": []}`.
 Replicas read the same files, so all know the same; what comes, changes or goes below `documents` is noticed in `follow`
 seconds. Rows of a batch may bring vectors. A long text is several passages (`of`: how many there are), and of one
 beyond a million characters the rest is in none (`left_out` characters). `set_aside` says what is wrong with files that
