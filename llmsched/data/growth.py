@@ -8,7 +8,6 @@ same name, is refused.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -16,10 +15,9 @@ from pathlib import Path
 from llmsched.data import tables
 from llmsched.data.files import DataFile, find
 from llmsched.data.media import folder_of
-from llmsched.data.parts import File, rows_of
+from llmsched.data.parts import File, marks_of, rows_of
 from llmsched.data.rows import Bad, DataError, NothingThere
 
-_MARKED = 4096  # bytes at either end of what has been taken, by which another file is told
 STRETCH = 32 << 20  # bytes of lines that are one file to who reads them: also the longest line
 
 
@@ -62,7 +60,7 @@ class Growth:
                 f"{about.st_size:,}); {hint}, anything else to a new file"
             )
         if marks and self._compared.get(name) != about.st_mtime_ns:
-            if _marks(file.path, size) != marks:
+            if marks_of(file.path, size) != marks:
                 raise DataError(
                     f"data set {self._path}: {name} is another file than when its rows were read: what it had then is "
                     "not in it any more; put new rows into a file of a new name"
@@ -89,7 +87,7 @@ class Growth:
         self._taken[file.name] = (file.size, lines, file.marks)
 
     def _whole(self, file: DataFile, name: str, size: int, since: float) -> File:
-        marks = _marks(file.path, size)
+        marks = marks_of(file.path, size)
         try:
             return File(name, rows_of(file, self._encoding), size, since=since, marks=marks)
         except DataError as error:
@@ -113,19 +111,11 @@ class Growth:
                     break
                 count = some[:end].count(b"\n")  # what comes after one without an end is still of its line
                 rows = sum(1 for _ in tables.between(file, start, start + end, lines, encoding))
-                marks = _marks(file.path, start + end)
+                marks = marks_of(file.path, start + end)
                 found.append(File(name, rows, start + end, lines, start, since, new_lines=count, marks=marks))
                 start, lines = start + end, lines + count
                 stream.seek(start)
         return found
-
-
-def _marks(path: Path, size: int) -> str:
-    """Of the first `size` bytes, however much comes after them."""
-    with path.open("rb") as stream:
-        first = stream.read(min(size, _MARKED))
-        stream.seek(max(0, size - _MARKED))
-        return hashlib.sha256(first + stream.read(min(size, _MARKED))).hexdigest()[:16]
 
 
 def _can_be_read(file: DataFile, start: int, end: int, encoding: str) -> bool:

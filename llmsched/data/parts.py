@@ -7,6 +7,7 @@ by the rows before it, so it means the same rows for as long as its file stays a
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -18,6 +19,7 @@ from llmsched.data.media import folder_of
 from llmsched.data.rows import DataError
 from llmsched.data.tables import Numbered
 
+_MARKED = 4096  # bytes at either end of a file, by which another one under its name is told
 FILES_ASKED = 100  # for the names of their columns
 
 
@@ -64,12 +66,22 @@ def count(place: Path, path: str, *, encoding: str | None = None, split: str | N
     try:
         for file in find(place, split):
             name = str(file.path.relative_to(folder))
-            counted.append(File(name, rows_of(file, encoding), file.path.stat().st_size))
+            size = file.path.stat().st_size
+            marks = marks_of(file.path, size)
+            counted.append(File(name, rows_of(file, encoding), size, marks=marks))
     except DataError as error:
         raise DataError(f"data set {path}: {error}") from error
     if not any(file.rows for file in counted):
         raise DataError(f"data set {path}: no rows")
     return counted
+
+
+def marks_of(path: Path, size: int) -> str:
+    """Of the first `size` bytes, however much comes after them. Raises OSError."""
+    with path.open("rb") as stream:
+        first = stream.read(min(size, _MARKED))
+        stream.seek(max(0, size - _MARKED))
+        return hashlib.sha256(first + stream.read(min(size, _MARKED))).hexdigest()[:16]
 
 
 def cut(files: Sequence[File], rows: int, first: int = 0, number: int = 0) -> list[Part]:

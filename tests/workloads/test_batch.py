@@ -265,6 +265,15 @@ def test_an_output_that_is_not_empty_and_an_input_that_has_changed_are_refused(o
         Run(asked)
 
 
+def test_an_input_of_the_same_size_but_other_rows_is_refused_too(order: Any, tmp_path: Path) -> None:
+    asked = order(map="answerfuns:length")
+    Run(asked)
+    file = tmp_path / "texts.jsonl"
+    file.write_text(file.read_text().replace("text 3", "text x"))
+    with pytest.raises(BadInput, match=r"texts.jsonl has changed since this run began \(its 390 bytes are not those"):
+        Run(asked)
+
+
 class Killed(BaseException):
     """As kill -9: nothing after it is done."""
 

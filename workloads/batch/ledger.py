@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llmsched.data.media import folder_of
-from llmsched.data.parts import File, Part, cut
+from llmsched.data.parts import File, Part, cut, marks_of
 from llmsched.runtime.storage import Storage
 from workloads.sources import BadInput
 
@@ -53,12 +53,18 @@ class Plan:
         for file in self.files:
             try:
                 size = (folder / file.name).stat().st_size
+                marks = marks_of(folder / file.name, file.size) if file.marks and size == file.size else file.marks
             except OSError as error:
                 raise BadInput(f"data set {path}: {file.name} cannot be read any more: {error.strerror}") from error
             if size != file.size:
                 raise BadInput(
                     f"data set {path}: {file.name} has changed since this run began (it had {file.size:,} bytes, and "
                     f"has {size:,}). Run it as a new one: llmsched apply --again"
+                )
+            if marks != file.marks:
+                raise BadInput(
+                    f"data set {path}: {file.name} has changed since this run began (its {size:,} bytes are not those "
+                    "that it had). Run it as a new one: llmsched apply --again"
                 )
 
 
