@@ -346,6 +346,7 @@ class Controller:
         try:
             facts = await self._intake.take_in(asked, seen, at)
             seen = []  # they are facts now
+            self._notifier.compare(self._book, at)
             facts += await self._put_aside(at)
             if facts or self._is_due(at):
                 facts = facts or await self._pass_time(at)
@@ -359,7 +360,6 @@ class Controller:
                 self.cluster.send_routes()
             await self._live.renew(at, self._beside)
             self.key_usage.written()
-            self._notifier.compare(self._book.latest, at)
             self._housekeeping.after_round(self.state, self._live.seq, at)
         except StaleEpoch as error:
             refuse(asked, error)
@@ -372,7 +372,7 @@ class Controller:
 
     def _beside(self) -> list[Row]:
         """What is written along with whatever is committed next."""
-        return [*self._book.unwritten(), *self.key_usage.unwritten()]
+        return [*self._book.unwritten(), *self.key_usage.unwritten(), *self._notifier.unwritten()]
 
     async def _put_aside(self, at: float) -> list[Fact]:
         """What ended a while ago leaves the state, as fast as it can come in: history is not to pile up there."""
@@ -394,7 +394,8 @@ class Controller:
             self._housekeeping.puts_aside = False
             self._live.fold()
             return []
-        self._book.forget((*gangs, *archived.replicas))
+        for kept in (self._book, self._notifier):
+            kept.forget((*gangs, *archived.replicas))
         return [archived]
 
     def _is_due(self, at: float) -> bool:

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 from llmsched import versions
 from llmsched.control import calls, endpoint_names
-from llmsched.control.conditions import is_met
 from llmsched.control.lookup import newest_run, spec_of
 from llmsched.control.turns import breathe
 from llmsched.control.vault import NoSecrets, Secrets
@@ -26,6 +25,7 @@ from llmsched.core.resources import MILLI, Resources, parse_gpus_milli
 from llmsched.core.state import GangState, State, Status, WorkloadState
 from llmsched.core.status import ACTIVE
 from llmsched.core.workload import Placement, Workload, named_run, split_run
+from llmsched.crossings import is_met
 from llmsched.errors import ClusterError, RequestError, SpecError
 from llmsched.executors import port
 from llmsched.spec.http_models import WORKDIR_PREFIX

@@ -11,15 +11,17 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import chain
 from typing import Any
 
+from llmsched import crossings
 from llmsched.control import reasons, webhooks
 from llmsched.control.authorization import KnownNames, Permissions, Person
 from llmsched.control.clock import Clock, wait_for_event
-from llmsched.control.conditions import is_met
 from llmsched.control.lookup import spec_of
+from llmsched.control.progress import ProgressBook
 from llmsched.control.vault import Secrets
 from llmsched.core.decisions import Preempt, RunAgain
 from llmsched.core.facts import Submitted
@@ -39,13 +41,26 @@ AT_ONCE, AT_ONCE_OF_ONE = 32, 4  # messages on their way: of all, of one user
 PENDING_OF_ONE = 1_000  # messages of one user that are to be sent; those beyond are given up
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 5.0, 3_600.0  # between two tries: doubled each time
 GIVEN_UP_AFTER_S = 86_400.0
-BETWEEN_CROSSINGS_S = 60.0  # of one comparison
+BETWEEN_CROSSINGS_S = 60.0  # from one message of a comparison and a gang to the next, which counts all in between
 WORDS_AT_MOST = 2_000  # of a message
 TO_SEND, SENT, GIVEN_UP, OVER = "to send", "sent", "given up", "over"  # over: it does not wait any more
 
 Post = Callable[[str, bytes, Mapping[str, str], Collection[str]], Awaitable[None]]
 Key = tuple[str, str, int]
-Progress = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(slots=True)
+class _Comparison:
+    """Of the numbers of one gang. `key`: of its newest message, `due` at first; `told`: how many crossings of this
+    attempt messages cover, `before` without the newest one. `held`: the attempt before ended beyond."""
+
+    attempt: int
+    told: int = 0
+    before: int = 0
+    held: bool = False
+    counted: crossings.Crossing | None = None
+    key: Key = ("", "", 0)
+    due: float = -BETWEEN_CROSSINGS_S
 
 
 class Notifier:
@@ -56,18 +71,19 @@ class Notifier:
     ) -> None:
         self._store, self._state, self._secrets, self._clock, self._post = store, state, secrets, clock, post
         self._watched: dict[str, set[Key]] = {}  # workloads with somebody to tell -> what is written already
-        self._unseen: dict[str, None] = {}  # of those, the ones of which something may be new,
-        self._comparing: dict[str, None] = {}  # and the ones with a comparison
+        self._unseen: dict[str, None] = {}  # of those, the ones of which something may be new
         self._pending: dict[Key, NoticeRow] = {}
         self._sending: dict[Key, asyncio.Task[None]] = {}
-        self._crossed: dict[tuple[str, int], tuple[bool, float]] = {}  # a comparison: is it met, since when
+        self._comparisons: dict[str, dict[tuple[int, str], _Comparison]] = {}  # of gangs, by number and words
+        self._reported: dict[str, None] = {}  # gangs whose numbers are to be looked at
+        self._unsaved: list[NoticeRow] = []
         self._woken = asyncio.Event()
 
     def begin(self) -> None:
         """After a fold: whom to tell, and what is not sent yet. Raises StoreError."""
         self._watched.clear()
         self._unseen.clear()
-        self._comparing.clear()
+        self._comparisons.clear()
         for name in self._state().workloads:
             self._watch(name)
         self._pending = {key_of(row): row for row in self._store.rows(NoticeRow) if row.outcome == TO_SEND}
@@ -102,9 +118,6 @@ class Notifier:
             record = self._state().workloads.get(name)
             if record is None or record.outcome:
                 self._watched.pop(name, None)
-                self._comparing.pop(name, None)
-                for crossing in [each for each in self._crossed if each[0] == name]:
-                    del self._crossed[crossing]
         self._unseen.clear()
         for row in rows:
             if row.workload in self._watched:
@@ -114,23 +127,37 @@ class Notifier:
         if rows:
             self._woken.set()
 
-    def compare(self, progress: Progress, at: float) -> None:
-        """Look whether a number that is reported has begun to meet a comparison."""
+    def compare(self, book: ProgressBook, at: float) -> None:
+        """Look whether numbers that were reported have begun to meet comparisons."""
         found: list[NoticeRow] = []
-        for name in self._comparing:
-            record = self._state().workloads.get(name)
+        self._reported |= dict.fromkeys(book.reported())
+        for name in self._reported:
+            gang = self._state().gangs.get(name)
+            record = None if gang is None else self._state().workloads.get(gang.workload_id)
             for number, target in _targets(record):
                 if record is not None and target["when"] is not None:
-                    found += self._of_comparison(record, number, target, progress, at)
-        if found:
-            self._unwritten(self._bounded(found))
+                    found += self._of_comparison(record, number, target, name, book, at)
+        self._reported.clear()
+        rows = self._bounded(found)
+        self._unsaved += rows
+        self._pending |= {key_of(row): row for row in rows if row.outcome == TO_SEND}
+        if rows:
+            self._woken.set()
+
+    def unwritten(self) -> list[NoticeRow]:
+        """Of numbers, which are in no journal: what is new since the last call."""
+        rows, self._unsaved = self._unsaved, []
+        return rows
+
+    def forget(self, gangs: Iterable[str]) -> None:
+        """They have left the state."""
+        for gang in gangs:
+            self._comparisons.pop(gang, None)
 
     def _watch(self, name: str) -> None:
         record = self._state().workloads.get(name)
         if any(_targets(record)):
             self._watched[name] = {key_of(row) for row in self._store.rows(NoticeRow, name)}
-            if any(target["when"] is not None for _, target in _targets(record)):
-                self._comparing[name] = None
             self._unseen[name] = None
 
     def _of(self, name: str, at: float) -> Iterator[NoticeRow]:
@@ -162,25 +189,61 @@ class Notifier:
                 yield self._told(record, what, number, target, f"{name} was preempted: {words}", at)
 
     def _of_comparison(
-        self, record: WorkloadState, number: int, target: Mapping[str, Any], progress: Progress, at: float
+        self, record: WorkloadState, number: int, target: Mapping[str, Any], gang: str, book: ProgressBook, at: float
     ) -> Iterator[NoticeRow]:
-        name, when = record.workload.id, str(target["when"])
-        gangs = [gang.id for gang in self._gangs(record)] if record.workload.kind == "serve" else record.gangs
-        numbers = {key: value for gang in gangs for key, value in progress.get(gang, {}).items()}
-        met = is_met(when, {key: value for key, value in numbers.items() if isinstance(value, int | float)})
-        was, since = self._crossed.get((name, number), (False, at - BETWEEN_CROSSINGS_S))
-        if not met or (not was and at - since >= BETWEEN_CROSSINGS_S):
-            self._crossed[name, number] = met, at if met else since
-        if met and not was and at - since >= BETWEEN_CROSSINGS_S:
-            yield self._told(record, f"when {at:.3f}", number, target, f"{name}: {when}", at, numbers)
+        """At most one message a minute of each gang: what follows in that minute is counted, and told at its end."""
+        when, attempt = str(target["when"]), book.attempts[gang]
+        one = self._comparison(record, (number, when), gang, attempt)
+        counted = book.crossed[gang].get(when)
+        if counted is None:  # by nobody who reports: by the newest values, then
+            newest = crossings.counted([when], book.latest[gang])
+            if when not in newest:
+                return
+            counted = crossings.then(one.counted, newest[when])
+        if one.counted is None and one.held and counted.at_first:
+            one.told = one.before = 1  # it has stayed beyond since the attempt before
+        one.counted = counted
+        if counted.times <= one.told:
+            return
+        waiting = self._pending.get(one.key)
+        if waiting is None or waiting.due <= at or waiting.tries:
+            what, one.before = f"when {gang} {attempt} {counted.times} {when}", one.told
+            one.key, one.due = (record.workload.id, what, number), max(at, one.due + BETWEEN_CROSSINGS_S)
+        one.told = counted.times
+        often = counted.times - one.before
+        words = (
+            f"{record.workload.id}: {when} ({counted.value}{f', {often} times since the last message' * (often > 1)})"
+        )
+        body = self._body(record, one.key[1], words, at, book.latest[gang], times=often)
+        yield _row(record, one.key[1], number, {**target, "covers": counted.times}, body, one.due)
+
+    def _comparison(self, record: WorkloadState, which: tuple[int, str], gang: str, attempt: int) -> _Comparison:
+        """After a restart what messages cover stands in their rows."""
+        known = self._comparisons.setdefault(gang, {})
+        one = known.get(which)
+        if one is None:
+            rows = self._store.rows(NoticeRow, record.workload.id)
+            one = known[which] = _Comparison(attempt)
+            for row in rows:
+                told = row.what.split(" ", 4)
+                is_of_it = [*told[:3], row.number, told[-1]] == ["when", gang, str(attempt), *which]
+                if is_of_it and row.at > one.due:
+                    one.told = one.before = json.loads(row.target)["covers"]
+                    one.key, one.due = key_of(row), row.at
+                    one.counted = crossings.Crossing(one.told, 0, at_first=True, now=True)
+        if one.attempt != attempt:
+            held = one.counted.now if one.counted is not None else one.held
+            one = known[which] = _Comparison(attempt, held=held, due=one.due)
+        return one
 
     def _told(
-        self, record: WorkloadState, what: str, number: int, target: Mapping[str, Any], words: str, at: float,
-        reported: Mapping[str, Any] | None = None,
-    ) -> NoticeRow:  # fmt: skip
-        return _row(record, what, number, target, self._body(record, what, words, at, reported or {}), at)
+        self, record: WorkloadState, what: str, number: int, target: Mapping[str, Any], words: str, at: float
+    ) -> NoticeRow:
+        return _row(record, what, number, target, self._body(record, what, words, at, {}), at)
 
-    def _body(self, record: WorkloadState, what: str, words: str, at: float, reported: Mapping[str, Any]) -> str:
+    def _body(
+        self, record: WorkloadState, what: str, words: str, at: float, reported: Mapping[str, Any], **more: int
+    ) -> str:
         workload = record.workload
         reason = next((gang.reason for gang in self._gangs(record) if gang.reason), None)
         return json.dumps(
@@ -199,6 +262,7 @@ class Notifier:
                 "reason": view.message if (view := reasons.view(reason, self._names(record))) else "",
                 "metrics": {**reported, **record.metrics},
                 "artifact": record.artifact,
+                **more,
             }
         )
 
@@ -308,11 +372,6 @@ class Notifier:
         said = f"{row.workload} has waited for {waited}" + (f": {why}" if why else "")
         return self._body(record, row.what, said, now, {})
 
-    def _unwritten(self, rows: list[NoticeRow]) -> None:
-        """Of numbers, which are in no journal: written when they can be."""
-        self._pending |= {key_of(row): row for row in rows if row.outcome == TO_SEND}
-        self._woken.set()
-
     async def _write(self, rows: Sequence[NoticeRow]) -> None:
         await asyncio.wrap_future(self._store.commit(Batch(self._clock.now(), (), rows)))
 
@@ -345,7 +404,7 @@ def _targets(record: WorkloadState | None) -> Iterator[tuple[int, dict[str, Any]
 
 
 def _row(record: WorkloadState, what: str, number: int, target: Mapping[str, Any], body: str, due: float) -> NoticeRow:
-    kept = {key: target[key] for key in ("url", "url_from", "sign_with")}
+    kept = {key: target[key] for key in ("url", "url_from", "sign_with", "covers") if key in target}
     return NoticeRow(
         record.workload.id, what, number, record.workload.user, json.dumps(kept), body, TO_SEND, due, 0, "", due
     )

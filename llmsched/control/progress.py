@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from llmsched import sanitize
+from llmsched import crossings, sanitize
 from llmsched.core.facts import Estimated
 from llmsched.core.state import State, Status
 from llmsched.executors.port import Progress
@@ -34,7 +34,9 @@ class _Pace:
 class ProgressBook:
     def __init__(self) -> None:
         self.latest: dict[str, dict[str, Any]] = {}
-        self._attempts: dict[str, int] = {}
+        self.crossed: dict[str, dict[str, crossings.Crossing]] = {}  # as the newest attempt counts them
+        self.attempts: dict[str, int] = {}
+        self._reported: dict[str, None] = {}  # gangs, since somebody last looked
         self._unwritten: dict[str, float] = {}
         self._paces: dict[str, _Pace] = {}
         self._over: list[str] = []  # gangs to forget once their last numbers are written
@@ -49,30 +51,38 @@ class ProgressBook:
                 continue
             if isinstance(data, dict):
                 self.latest[row.gang] = {name: _plain(value) for name, value in data.items()}
-                self._attempts[row.gang] = row.attempt
+                self.attempts[row.gang] = row.attempt
 
     def see(self, state: State, seen: Progress, at: float) -> Estimated | None:
         """Take it in; a better idea of the time left when there is one. Reports of older attempts are ignored."""
         gang = state.gangs.get(seen.gang)
         if gang is None or gang.attempt != seen.attempt:
             return None
-        if self._attempts.get(seen.gang) != seen.attempt:
-            self._attempts[seen.gang] = seen.attempt
-            self.latest[seen.gang] = {}
-        known = self.latest[seen.gang] | {name: _plain(value) for name, value in seen.data.items()}
+        if self.attempts.get(seen.gang) != seen.attempt:
+            self.attempts[seen.gang] = seen.attempt
+            self.latest[seen.gang], self.crossed[seen.gang] = {}, {}
+        self._reported[seen.gang] = None
+        self.crossed[seen.gang] = {**self.crossed.get(seen.gang, {}), **crossings.of(seen.data.get(crossings.NAME))}
+        said = {name: _plain(value) for name, value in seen.data.items() if name != crossings.NAME}
+        known = self.latest[seen.gang] | said
         self.latest[seen.gang] = {name: known[name] for name in list(known)[: sanitize.ITEMS_AT_MOST]}
         self._unwritten[seen.gang] = at
         return self._estimate(seen, at) if gang.status is Status.RUNNING else None
 
+    def reported(self) -> list[str]:
+        """Gangs that have reported since the last call."""
+        gangs, self._reported = [*self._reported], {}
+        return gangs
+
     def unwritten(self) -> list[ProgressRow]:
         """Rows of what is new since the last call."""
         rows = [
-            ProgressRow(gang, self._attempts[gang], at, json.dumps(self.latest[gang], separators=(",", ":")))
+            ProgressRow(gang, self.attempts[gang], at, json.dumps(self.latest[gang], separators=(",", ":")))
             for gang, at in self._unwritten.items()
         ]
         self._unwritten.clear()
         for gang in self._over:
-            for kept in (self.latest, self._attempts, self._paces):
+            for kept in (self.latest, self.crossed, self.attempts, self._paces):
                 kept.pop(gang, None)
         self._over.clear()
         return rows

@@ -14,9 +14,10 @@ import sys
 import threading
 import time
 import weakref
+from collections.abc import Mapping
 from typing import Any
 
-from llmsched import sanitize
+from llmsched import crossings, sanitize
 from llmsched.runtime import context, redaction, rungs
 from llmsched.runtime.link import Link
 from llmsched.runtime.storage import Storage
@@ -37,9 +38,11 @@ class _Outbox:
         self.timer: threading.Timer | None = None
         self.complained = False
 
-    def add(self, values: dict[str, Any]) -> None:
+    def add(self, values: dict[str, Any], comparisons: list[str]) -> None:
         with self.lock:
             self.news.update(values)
+            if crossed := crossings.counted(comparisons, values):
+                self.news[crossings.NAME] = crossings.joined(self.news.get(crossings.NAME, {}), crossed)
             self.lines.append(json.dumps({"at": round(time.time(), 3), **values}))
             self.deliver()
 
@@ -78,21 +81,24 @@ class _Outbox:
 
 
 class OfEndpoint:
-    """The newest numbers of an endpoint's app, from any of its threads."""
+    """The newest numbers of an endpoint's app, from any of its threads, and how often they met its comparisons."""
 
-    def __init__(self) -> None:
+    def __init__(self, comparisons: list[str]) -> None:
         self._lock = threading.Lock()
         self._newest: dict[str, Any] = {}
+        self._comparisons = comparisons
+        self._crossed: dict[str, crossings.Crossing] = {}
 
     def add(self, values: dict[str, Any]) -> None:
         with self._lock:
             for name, value in values.items():
                 if name in self._newest or len(self._newest) < sanitize.ITEMS_AT_MOST:
                     self._newest[name] = value
+            self._crossed = crossings.joined(self._crossed, crossings.counted(self._comparisons, values))
 
     def newest(self) -> dict[str, Any]:
         with self._lock:
-            return dict(self._newest)
+            return self._newest | ({crossings.NAME: self._crossed} if self._crossed else {})
 
 
 _outbox = _Outbox()
@@ -100,10 +106,10 @@ _of_endpoint: weakref.ref[OfEndpoint] | None = None
 context.on_leave(lambda: _outbox.deliver(now=True))
 
 
-def of_endpoint() -> OfEndpoint:
-    """From now on what this process reports is an endpoint's, and kept there while somebody holds it."""
+def of_endpoint(spec: Mapping[str, Any]) -> OfEndpoint:
+    """From now on what this process reports is an endpoint's of this spec, and kept there while somebody holds it."""
     global _of_endpoint
-    kept = OfEndpoint()
+    kept = OfEndpoint(crossings.comparisons_of(spec))
     _of_endpoint = weakref.ref(kept)
     return kept
 
@@ -122,7 +128,7 @@ def report(step: int | None = None, total_steps: int | None = None, **values: An
     elif where is None:
         print("progress: " + " ".join(f"{name}={value}" for name, value in plain.items()), flush=True)
     elif where.rank == 0 and plain:
-        _outbox.add(plain)
+        _outbox.add(plain, crossings.comparisons_of(where.spec))
         if (trial := rungs.trial_here(where)).is_at_one(plain):
             flush()
             trial.wait()

@@ -79,7 +79,7 @@ class ReplicaHost:
         self._inboxes: dict[str, asyncio.Queue[dict[str, Any]]] = {}
         self._in_hand = in_hand.InHand(int(given["spec"].get("max_ongoing_requests") or DEFAULT_MAX_ONGOING))
         self._asked_at = time.monotonic()
-        self._numbers = progress.of_endpoint()
+        self._numbers = progress.of_endpoint(given["spec"])
         os.environ.update(calls_door.envs_of(given) | given["envs"])
         try:
             contain(given)

@@ -17,12 +17,12 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
-from typing import Any
+from typing import Any, cast
 
 import ray
 from ray.util.metrics import Gauge
 
-from llmsched import sanitize
+from llmsched import crossings, sanitize
 from llmsched.runtime import deaths, execute, pulse, receipt, redaction
 from llmsched.runtime.ask_desk import AskDesk
 from llmsched.runtime.attempt import CLOSE_WITHIN_S, Attempt, Outcome
@@ -67,6 +67,7 @@ class Supervisor:
         self.storage = Storage.at(self.order["storage"])
         self._lock = threading.Lock()
         self._progress: dict[str, Any] = {}
+        self._crossed: dict[str, crossings.Crossing] = {}
         self._checkpoint: list[Any] | None = None
         self._gauges: dict[str, Gauge] = {}
         self._commands = Commands()
@@ -109,7 +110,7 @@ class Supervisor:
                 "size": len(self.order["members"]),
                 "is_clear": self._is_clear,
                 "stopping": self._stop_mode,
-                "progress": dict(self._progress),
+                "progress": self._progress | ({crossings.NAME: self._crossed} if self._crossed else {}),
                 "checkpoint": self._checkpoint,
                 "stalled": self._stalled,
                 "asks": self._asks.waiting(),
@@ -222,8 +223,10 @@ class Supervisor:
 
     def report(self, values: dict[str, Any]) -> None:
         valid = sanitize.data(values) if isinstance(values, dict) else {}
+        crossed = valid.pop(crossings.NAME, None)
         with self._lock:
             self._health.reported(clock())
+            self._crossed = crossings.joined(self._crossed, crossings.of(crossed))
             known = {**self._progress, **valid}
             self._progress = {name: known[name] for name in list(known)[: sanitize.ITEMS_AT_MOST]}
         for name in ("step", "total_steps", "loss"):
@@ -494,5 +497,4 @@ def _attempt_of(life: Supervisor) -> Attempt:
     if kind not in _KINDS:
         raise Outcome("failed", f"kind {kind!r} cannot be run yet", "input")
     module, name = _KINDS[kind]
-    made: Attempt = getattr(importlib.import_module(module), name)(life)
-    return made
+    return cast(Attempt, getattr(importlib.import_module(module), name)(life))

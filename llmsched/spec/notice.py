@@ -15,8 +15,9 @@ Happening = Literal["waiting", "running", "preempted", "failed", "succeeded", "c
 
 class NoticeSpec(Section):
     """`on`: what is told; `waiting` once it has waited for `after`. `when`: besides, each time that a number which it
-    reports begins to meet a comparison. `url_from` names a secret that holds the address, for those that let in
-    whoever knows them; `sign_with` one whose value signs what is sent."""
+    reports begins to meet a comparison; those within a minute of the last message are told in one, at its end.
+    `url_from` names a secret that holds the address, for those that let in whoever knows them; `sign_with` one whose
+    value signs what is sent."""
 
     url: HttpsUrl | None = None
     url_from: EnvName | None = None

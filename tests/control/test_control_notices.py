@@ -8,10 +8,11 @@ import json
 import pytest
 from control_harness import ANN, ManualClock, Script, controlling, fake_cluster, phase, serve, task, until
 
+from llmsched import crossings
 from llmsched.control import notices, webhooks
 from llmsched.control.vault import SHARED, Vault
 from llmsched.errors import RequestError, StoreError
-from llmsched.executors.port import Progress
+from llmsched.executors.port import Ended, Progress
 from llmsched.spec import cluster as cluster_spec
 from llmsched.store.memory import MemoryStore
 from llmsched.store.tables import NoticeRow
@@ -218,7 +219,7 @@ def test_a_comparison_is_told_when_it_begins_to_be_met():
             await controller.submit([task("one", notify=wants)], user=ANN)
             await until(lambda: phase(controller, "one") == "succeeded")
             await until(lambda: hooks.told)
-            assert [(body["event"], body["text"]) for _, body, _ in hooks.told] == [("when", "one: step >= 2")]
+            assert [(body["event"], body["text"]) for _, body, _ in hooks.told] == [("when", "one: step >= 2 (2)")]
             assert hooks.told[0][1]["metrics"]["step"] >= 2
 
     asyncio.run(story())
@@ -235,7 +236,105 @@ def test_what_an_endpoints_app_reports_is_compared_too():
             cluster.say(Progress("watch/0", 1, {"alerts": 1, "surge": "bad news"}))
             await until(lambda: hooks.told)
             body = hooks.told[0][1]
-            assert (body["text"], body["metrics"]) == ("watch: alerts > 0", {"alerts": 1, "surge": "bad news"})
+            assert (body["text"], body["metrics"]) == ("watch: alerts > 0 (1)", {"alerts": 1, "surge": "bad news"})
+
+    asyncio.run(story())
+
+
+SPIKES = [{"url": HOOK, "on": [], "when": "loss > 4"}]
+
+
+async def _says(controller, cluster, gang, attempt, data):
+    """And it is known."""
+    cluster.say(Progress(gang, attempt, data))
+    await until(lambda: controller._book.latest.get(gang, {}).items() >= _plain(data).items())
+
+
+def _plain(data):
+    return {name: value for name, value in data.items() if name != crossings.NAME}
+
+
+def test_what_crosses_again_within_the_minute_is_told_at_its_end_and_what_stays_beyond_is_not():
+    async def story():
+        hooks, clock, cluster = Hooks(), ManualClock(), None
+        cluster = fake_cluster(clock=clock)
+        async with controlling(cluster, clock=clock, post=hooks) as controller:
+            await controller.submit([serve("one", notify=SPIKES)], user=ANN)
+            running = asyncio.ensure_future(_let_time_pass(clock))
+            await until(lambda: phase(controller, "one") == "running")
+            running.cancel()
+            began = clock.now()
+            for loss in (5, 5.5):
+                await _says(controller, cluster, "one/0", 1, {"loss": loss})
+            await until(lambda: hooks.told)
+            for loss in (3, 6, 7, 2, 8, 1):
+                await _says(controller, cluster, "one/0", 1, {"loss": loss})
+            await clock.advance(30)
+            assert [body["text"] for _, body, _ in hooks.told] == ["one: loss > 4 (5)"]
+            running = asyncio.ensure_future(_let_time_pass(clock))
+            await until(lambda: len(hooks.told) == 2)
+            assert clock.now() >= began + notices.BETWEEN_CROSSINGS_S
+            body = hooks.told[1][1]
+            assert body["text"] == "one: loss > 4 (8, 2 times since the last message)" and body["times"] == 2
+            assert body["metrics"] == {"loss": 8}
+            running.cancel()
+
+    asyncio.run(story())
+
+
+def test_crossings_that_were_counted_where_they_were_reported_are_told_although_only_the_newest_value_arrives():
+    async def story():
+        hooks, cluster, store = Hooks(), fake_cluster(), MemoryStore()
+        async with controlling(cluster, store, post=hooks) as controller:
+            await controller.submit([serve("one", notify=SPIKES)], user=ANN)
+            await until(lambda: phase(controller, "one") == "running")
+            spike = {crossings.NAME: {"loss > 4": [1, 9.5, False, False]}}
+            await _says(controller, cluster, "one/0", 1, {"loss": 1.0, **spike})
+            await until(lambda: _outcomes(controller, "one") == ["sent"])
+            assert hooks.told[0][1]["text"] == "one: loss > 4 (9.5)"
+            assert crossings.NAME not in hooks.told[0][1]["metrics"]
+            await _says(controller, cluster, "one/0", 1, {"loss": 1.5, **spike})
+        async with controlling(cluster, store, post=hooks) as controller:
+            await _says(controller, cluster, "one/0", 1, {"loss": 1.25, **spike})
+            again = {crossings.NAME: {"loss > 4": [2, 8.5, False, True]}}
+            await _says(controller, cluster, "one/0", 1, {"loss": 8.5, **again})
+            await until(lambda: len(_outcomes(controller, "one")) == 2)
+            assert len(hooks.told) == 1, "the minute since the last one counts after a restart, too"
+        (_, waits) = sorted(store.rows(NoticeRow, "one"), key=lambda row: row.at)
+        assert json.loads(waits.body)["text"] == "one: loss > 4 (8.5)" and waits.outcome == notices.TO_SEND
+
+    asyncio.run(story())
+
+
+def test_what_has_stayed_beyond_since_the_attempt_before_is_not_told_again():
+    async def story():
+        hooks, cluster = Hooks(), fake_cluster()
+        wants = [{"url": HOOK, "on": [], "when": when} for when in ("loss > 4", "step > 9")]
+        async with controlling(cluster, post=hooks) as controller:
+            await controller.submit([task("one", notify=wants)], user=ANN)
+            await until(lambda: phase(controller, "one") == "running")
+            await _says(controller, cluster, "one/0", 1, {"loss": 5})
+            await until(lambda: hooks.told)
+            cluster.kill("llms/one/0/1")
+            await until(lambda: controller.state.gangs["one/0"].attempt == 2 and phase(controller, "one") == "running")
+            await _says(controller, cluster, "one/0", 2, {"loss": 6})
+            await _says(controller, cluster, "one/0", 2, {"loss": 6, "step": 10})
+            await until(lambda: len(hooks.told) == 2)
+            assert [body["text"] for _, body, _ in hooks.told] == ["one: loss > 4 (5)", "one: step > 9 (10)"]
+
+    asyncio.run(story())
+
+
+def test_what_is_reported_together_with_the_end_is_compared():
+    async def story():
+        hooks, cluster = Hooks(), fake_cluster()
+        async with controlling(cluster, post=hooks) as controller:
+            await controller.submit([task("one", notify=SPIKES)], user=ANN)
+            await until(lambda: phase(controller, "one") == "running")
+            cluster.say(Progress("one/0", 1, {"loss": 7}))
+            cluster.say(Ended("one/0", 1, "succeeded"))
+            await until(lambda: hooks.told)
+            assert hooks.events == [("one", "when")]
 
     asyncio.run(story())
 
