@@ -119,7 +119,7 @@ class Asks:
                 specs = _some(asked, "specs")
                 compiled = [child_of(parent, spec, data, f"$[{place}]") for place, data in enumerate(specs)]
                 if any(each.spec.sources() for each in compiled):
-                    await planning.check_memory(self._state(), compiled, owner)
+                    await planning.check_memory(self._state(), compiled, owner, again=False)
                 await self._request(requests.Submission(compiled, owner))
                 return self._views(parent, [each.spec.name for each in compiled])
             case "watch":

@@ -20,6 +20,7 @@ from llmsched.control.authorization import Permissions, Person
 from llmsched.control.clock import Clock, RealClock, wait_for_event
 from llmsched.control.cluster import Cluster
 from llmsched.control.housekeeping import Housekeeping
+from llmsched.control.idempotency import is_answered
 from llmsched.control.inbox import SEEN_OF_A_ROUND, Asked, Inbox
 from llmsched.control.intake import Intake, broken, is_the_stores, refuse
 from llmsched.control.key_usage import KeyUsage
@@ -121,11 +122,10 @@ class Controller:
         same `fingerprint` of the request again get the same answer, without doing it again. `only_new`: a name that
         was ever taken is refused."""
         person, compiled = Person(user, role), await _compiled(specs)
-        if any(each.spec.sources() for each in compiled):
-            await planning.check_memory(self.state, compiled, person)
         request = requests.Submission(compiled, person, again, idempotency_key, fingerprint, only_new)
-        answers: list[http_models.Applied] = await self._ask(request)
-        return answers
+        if any(each.spec.sources() for each in compiled) and not is_answered(self._store, request):
+            await planning.check_memory(self.state, compiled, person, again=again)
+        return list(await self._ask(request))
 
     async def cancel(self, name: str, by: str) -> None:
         await self._ask(requests.Cancellation(name, by))

@@ -36,8 +36,9 @@ def look_with(command: Sequence[str]) -> None:
     _command = tuple(command)
 
 
-async def look(verdict: Verdict, workload: Workload, spec: Mapping[str, Any]) -> Verdict:
-    """`verdict` with what the files say. For who may not submit this nothing is read: `spec` is {"kind": ""} then."""
+async def look(verdict: Verdict, workload: Workload, spec: Mapping[str, Any], *, begins: bool) -> Verdict:
+    """`verdict` with what the files say. For who may not submit this nothing is read: `spec` is {"kind": ""} then.
+    `begins`: it would be a new run."""
     if verdict.refusal is not None or not spec.get("kind"):
         return verdict
     from llmsched.data.look import is_of_a_hub, place_of  # knows every kind of file, and a start needs none
@@ -61,11 +62,14 @@ async def look(verdict: Verdict, workload: Workload, spec: Mapping[str, Any]) ->
     if model is not None and not model_files.is_there(model):
         missing.insert(0, base)
     warnings = [f"{path} is not on the controller's machine; the workers need it on theirs" for path in missing]
+    output = place_of((spec.get("batch") or {}).get("output") or "s3://", None) if begins else None
     looks = bool(here) or (model is not None and model_files.is_there(model / "config.json"))
-    errors, notes = await _looked_at(_part(spec, here)) if looks else ([], [])
+    looks = looks or (output is not None and model_files.is_there(output))
+    errors, notes = await _looked_at({**_part(spec, here), "begins": begins}) if looks else ([], [])
     verdict = replace(verdict, notes=tuple(notes))
     if errors and not workload.after:
-        hint = "Mend the file or the data set's columns, format, encoding or on_bad_row."
+        of_output = all(each.startswith("batch.output ") for each in errors)  # which says itself what to do
+        hint = "" if of_output else "Mend the file or the data set's columns, format, encoding or on_bad_row."
         refusal = RequestError(f"{workload.id}: {'; '.join(errors)}", code="unusable_data", hint=hint)
         return replace(verdict, warnings=(*verdict.warnings, *warnings), refusal=refusal)
     return replace(verdict, warnings=(*verdict.warnings, *warnings, *errors))

@@ -15,6 +15,11 @@ from llmsched.store.journal import Store
 from llmsched.store.tables import IdempotencyRow
 
 
+def is_answered(store: Store, request: requests.Submission) -> bool:
+    """Whether it was done before: what has come of it since is no reason to refuse it. Raises StoreError."""
+    return request.key is not None and store.row(IdempotencyRow, request.person.user, request.key) is not None
+
+
 async def accept(
     state: State,
     store: Store,

@@ -92,12 +92,12 @@ async def plan(
     return planned
 
 
-async def memory_of(state: State, specs: Sequence[Compiled], person: Person) -> list[Verdict]:
+async def memory_of(state: State, specs: Sequence[Compiled], person: Person, *, again: bool = False) -> list[Verdict]:
     """What each would need of a GPU's memory, and what is wrong with its files. These are read in a thread or a process
     of their own; `state` is read before."""
     asked: list[tuple[int, str, Workload, dict[str, Any], str | None]] = []
     permissions = Permissions(person, state.configuration)
-    drafts = await draft(state, specs, permissions)
+    drafts = await draft(state, specs, permissions, again=again)
     in_file = {workload.id for workload, _ in drafts}
     for index, each in enumerate(drafts):
         await breathe()
@@ -115,7 +115,8 @@ async def memory_of(state: State, specs: Sequence[Compiled], person: Person) -> 
         verdicts = [judge(*each[2:]) for each in asked]
     judged: list[list[Verdict]] = [[] for _ in drafts]
     for verdict, (index, why, workload, data, _) in zip(verdicts, asked, strict=True):
-        judged[index].append((await data_files.look(verdict, workload, data)).of_trials(why))
+        seen = await data_files.look(verdict, workload, data, begins=drafts[index].known is None)
+        judged[index].append(seen.of_trials(why))
     return [Verdict.of_all(each) for each in judged]
 
 
@@ -154,9 +155,9 @@ def tell_memory(planned: http_models.Planned, verdict: Verdict) -> http_models.P
     return planned
 
 
-async def check_memory(state: State, specs: Sequence[Compiled], person: Person) -> None:
+async def check_memory(state: State, specs: Sequence[Compiled], person: Person, *, again: bool) -> None:
     """Raises RequestError for the first that no GPU it asks for can ever hold, or whose files cannot be used."""
-    for verdict in await memory_of(state, specs, person):
+    for verdict in await memory_of(state, specs, person, again=again):
         if verdict.refusal is not None:
             raise verdict.refusal
 

@@ -205,13 +205,14 @@ def _taught_otherwise(teacher: str | None, task: str, folder: Path | None) -> st
 
 
 def main() -> None:
-    """{"train", "batch" or "serve", "folder", "is_complete", "of"} on standard input, the answer on standard output."""
+    """{"train", "batch" or "serve", "folder", "is_complete", "of", "begins"} on standard input, the answer on standard
+    output."""
     from llmsched.data.look_batch import look_at_batch
 
     asked = json.load(sys.stdin)
     folder = None if asked["folder"] is None else Path(asked["folder"])
     if "batch" in asked:
-        answer = look_at_batch(asked["batch"], folder, is_complete=asked["is_complete"])
+        answer = look_at_batch(asked["batch"], folder, is_complete=asked["is_complete"], begins=asked["begins"])
         model, task = asked["batch"].get("model"), asked["batch"]["task"]
         flaws = [*lacking(model, task, folder), *headless(model, task, folder)]
         answer["errors"] += [f"batch.model: {each}" for each in flaws]

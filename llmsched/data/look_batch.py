@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,16 @@ from llmsched.data.rows import BadRows, DataError, NothingThere
 COUNTED_BYTES = 64 << 20  # of texts, whose rows are counted by reading them; a table says how many it has
 
 
-def look_at_batch(batch: Mapping[str, Any], folder: Path | None, *, is_complete: bool) -> dict[str, list[str]]:
-    """{"errors", "notes"} of a `batch` section, as `look.look` has it. The first note says how much is read."""
+def look_at_batch(
+    batch: Mapping[str, Any], folder: Path | None, *, is_complete: bool, begins: bool = False
+) -> dict[str, list[str]]:
+    """{"errors", "notes"} of a `batch` section, as `look.look` has it. The first note says how much is read. `begins`:
+    it is a new run, whose output is to be empty; one that goes on has written there itself."""
+    said = _input(batch, folder, is_complete=is_complete)
+    return {"errors": [*said["errors"], *(_output(batch) if begins else ())], "notes": said["notes"]}
+
+
+def _input(batch: Mapping[str, Any], folder: Path | None, *, is_complete: bool) -> dict[str, list[str]]:
     path = batch["input"]["path"]
     place = look.place_of(path, folder)
     if place is None:
@@ -24,7 +32,7 @@ def look_at_batch(batch: Mapping[str, Any], folder: Path | None, *, is_complete:
         wrong = [f"batch.input.path: {look.missing(path, place)}"] if is_complete or look.is_of_a_hub(path) else []
         return {"errors": wrong, "notes": []}
     try:
-        return {"errors": [], "notes": [*_looked(batch, place, folder), *_output(batch)]}
+        return {"errors": [], "notes": _looked(batch, place, folder)}
     except NothingThere as error:
         if batch.get("follow"):
             return {"errors": [], "notes": [f"{error}; it begins with what comes, and goes on for ever"]}
@@ -64,12 +72,22 @@ def _looked(batch: Mapping[str, Any], place: Path, folder: Path | None) -> list[
 def _output(batch: Mapping[str, Any]) -> list[str]:
     """Nothing where nobody here may look."""
     place = look.place_of(batch.get("output") or "s3://", None)
-    there = None
+    there: list[str] = []
     with suppress(OSError):
-        there = place and next((each for each in place.iterdir() if not each.name.startswith(".")), None)
-    if there is None:
-        return []
-    return [f"{place} is not empty: a run that has not begun there yet is refused. Name a folder of its own for each"]
+        there = sorted(each.name for each in place.iterdir()) if place is not None else []
+    return [wrong] if (wrong := in_the_way(str(batch.get("output")), there)) else []
+
+
+def in_the_way(output: str, there: Sequence[str]) -> str:
+    """What to say of an output folder with these names in it, which would be mixed with what a new run writes; ""."""
+    names = [name for name in there if not name.startswith(".")]
+    if not names:
+        return ""
+    more = f" and {len(names) - 1:,} more files" if len(names) > 1 else ""
+    return (
+        f"batch.output {output} is not empty: it has {names[0]}{more}. Name a folder of its own for each run, or leave "
+        "output out: then the answers are the result of the run"
+    )
 
 
 def _how_much(place: Path, path: str, encoding: str | None, split: str | None) -> str:

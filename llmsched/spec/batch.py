@@ -131,6 +131,16 @@ class BatchSpec(FiniteSpec):
         return self
 
     @model_validator(mode="after")
+    def _has_room_for_every_run(self) -> BatchSpec:
+        if self.schedule is not None and self.batch.output is not None:
+            message = (
+                "is not empty any more when a schedule's next run begins; leave it out: the answers are the result of "
+                "each run, and run://NAME is the newest"
+            )
+            raise WrongAt(message, "batch", "output")
+        return self
+
+    @model_validator(mode="after")
     def _ends(self) -> BatchSpec:
         for name in ("schedule", "deadline", "estimated_runtime") if self.batch.follow is not None else ():
             if getattr(self, name) is not None:

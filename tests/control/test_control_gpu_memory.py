@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from control_harness import ANN, controlling
+from control_harness import ANN, ManualClock, controlling, fake_cluster
 
 from llmsched.control import data_files, gpu_memory, model_files
 from llmsched.control.gpu_memory import Verdict
@@ -306,9 +306,36 @@ def test_an_adapter_of_another_base_or_of_none_is_told_and_one_of_this_base_is_n
     named = [{"name": name, "source": str(tmp_path / name)} for name in ("mine", "theirs", "none", "elsewhere")]
     model = {"model": {"source": "hf://org/base"}, "adapters": named}
     [spec] = [load_json({"name": "chat", "kind": "serve", "serve": model})]
-    verdict = asyncio.run(data_files.look(Verdict(), compile_workload(spec), spec.dump()))
+    verdict = asyncio.run(data_files.look(Verdict(), compile_workload(spec), spec.dump(), begins=True))
     assert verdict.warnings == (
         f"adapter theirs: {tmp_path}/theirs is of hf://org/b, and this serves hf://org/base: they may not fit together",
         f"adapter none: {tmp_path}/none names no base model, so it may be no adapter",
     )
     assert verdict.refusal is None
+
+
+def test_a_batch_whose_output_is_taken_is_refused_as_a_new_run_and_not_as_one_that_goes_on(tmp_path: Path) -> None:
+    async def story() -> None:
+        (tmp_path / "rows.jsonl").write_text('{"text": "x"}\n')
+        out = tmp_path / "out"
+        section = {"input": {"path": str(tmp_path / "rows.jsonl")}, "model": "package:models/tiny", "output": str(out)}
+        spec = load_json({"name": "b", "kind": "batch", "batch": section})
+        async with controlling(fake_cluster(clock=ManualClock())) as controller:
+            out.mkdir()
+            (applied,) = await controller.submit([spec], user=ANN, idempotency_key="one")
+            assert applied.outcome == "created"
+            (out / "part-000000.parquet").write_text("rows")
+            (planned,) = await controller.plan([spec], ANN)
+            assert planned.outcome == "unchanged"
+            (applied,) = await controller.submit([spec.model_copy(update={"priority": 60})], user=ANN)
+            assert applied.outcome == "changed"
+            await controller.cancel("b", ANN)
+            with pytest.raises(RequestError, match=r"out is not empty: it has part-000000.parquet\. Name a folder"):
+                await controller.submit([spec], user=ANN, again=True)
+            (applied,) = await controller.submit([spec], user=ANN, idempotency_key="one")
+            assert applied.outcome == "created", "what was answered is answered as before"
+            other = load_json({"name": "c", "kind": "batch", "batch": section})
+            (planned,) = await controller.plan([other], ANN)
+            assert planned.outcome == "refused" and "out is not empty" in planned.reason.message
+
+    asyncio.run(story())

@@ -129,7 +129,7 @@ def test_an_endpoints_or_a_batchs_model_that_lacks_a_part_is_refused_where_it_li
     serve = {"name": "e", "kind": "serve", "serve": {"model": {"id": "m", "source": str(model)}}}
     serve["serve"]["task"] = "image-classification"
     loaded = load_json(serve)
-    refusal = asyncio.run(data_files.look(Verdict(), compile_workload(loaded), loaded.dump())).refusal
+    refusal = asyncio.run(data_files.look(Verdict(), compile_workload(loaded), loaded.dump(), begins=True)).refusal
     assert refusal is not None and "serve.model.source: " in refusal.message
     assert "has no preprocessor_config.json" in refusal.message
     serve["serve"]["model"]["source"] = "bert"
@@ -217,7 +217,7 @@ def test_plan_shows_what_a_training_notes_of_its_data(
 
 def judged(tmp_path: Path, **train: Any) -> Verdict:
     loaded = load_json(spec(**train))
-    return asyncio.run(data_files.look(Verdict(), compile_workload(loaded), loaded.dump()))
+    return asyncio.run(data_files.look(Verdict(), compile_workload(loaded), loaded.dump(), begins=True))
 
 
 def test_the_controller_looks_at_what_its_machine_reaches_in_a_process_of_its_own(tmp_path: Path) -> None:
@@ -264,19 +264,23 @@ def test_the_input_of_a_batch_is_counted_and_what_its_model_cannot_read_is_said(
     file.write_text('{"body": "x"}\n{"body": ""}\n{"body": \n')
     here = {"path": str(file), "columns": {"text": "body"}}
     loaded = load_json(batch(input=here))
-    verdict = asyncio.run(data_files.look(Verdict(), compile_workload(loaded), loaded.dump()))
+    verdict = asyncio.run(data_files.look(Verdict(), compile_workload(loaded), loaded.dump(), begins=True))
     assert verdict.refusal is None and verdict.notes[0] == "reads 1 file, 3 rows, 37 B"
     assert verdict.notes[1].endswith(
         "1 of 3 rows left out: row 3 of a.jsonl is not JSON (Expecting value: line 1 column 10 (char 9))"
     )
     assert verdict.notes[2].endswith("a.jsonl: 1 of 2 rows left out: row 2 of a.jsonl has no 'body' (the text)")
     loaded = load_json(batch(input=here, output=str(tmp_path)))
-    verdict = asyncio.run(data_files.look(Verdict(), compile_workload(loaded), loaded.dump()))
-    assert verdict.refusal is None and verdict.notes[-1].startswith(
-        f"{tmp_path} is not empty: a run that has not begun"
-    )
+    verdict = asyncio.run(data_files.look(Verdict(), compile_workload(loaded), loaded.dump(), begins=True))
+    wrong_output = f"batch.output {tmp_path} is not empty: it has a.jsonl. Name a folder of its own for each run"
+    assert verdict.refusal is not None and wrong_output in verdict.refusal.message and not verdict.refusal.hint
+    verdict = asyncio.run(data_files.look(Verdict(), compile_workload(loaded), loaded.dump(), begins=False))
+    assert verdict.refusal is None, "a run that goes on has written there itself"
+    elsewhere = load_json(batch(".", output=str(tmp_path)))
+    verdict = asyncio.run(data_files.look(Verdict(), compile_workload(elsewhere), elsewhere.dump(), begins=True))
+    assert verdict.refusal is not None and wrong_output in verdict.refusal.message, "the input is in the workdir"
     loaded = load_json(batch(input=here, keep=["bodi"]))
-    verdict = asyncio.run(data_files.look(Verdict(), compile_workload(loaded), loaded.dump()))
+    verdict = asyncio.run(data_files.look(Verdict(), compile_workload(loaded), loaded.dump(), begins=True))
     assert verdict.refusal is not None and "keep: no column 'bodi'; found: body. Did you mean 'body'?" in str(
         verdict.refusal
     )
@@ -287,7 +291,7 @@ def test_the_input_of_a_batch_is_counted_and_what_its_model_cannot_read_is_said(
         ({**here, "split": "test"}, "split 'test' is of a folder of several"),
     ):
         loaded = load_json(batch(input=wrong))
-        refusal = asyncio.run(data_files.look(Verdict(), compile_workload(loaded), loaded.dump())).refusal
+        refusal = asyncio.run(data_files.look(Verdict(), compile_workload(loaded), loaded.dump(), begins=True)).refusal
         assert refusal is not None and words in refusal.message
 
     monkeypatch.chdir(tmp_path)

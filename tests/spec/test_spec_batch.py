@@ -55,3 +55,11 @@ def test_what_cannot_work_is_refused_by_name(section: str, words: str) -> None:
     with pytest.raises(SpecError) as error:
         load(HEAD + f"batch: {section}\n")
     assert words in str(error.value)
+
+
+def test_each_run_of_a_schedule_has_answers_of_its_own() -> None:
+    line = "schedule: {cron: '0 2 * * *'}\nbatch: {input: {path: a}, model: m%s}\n"
+    load(HEAD + line % "")
+    with pytest.raises(SpecError) as error:
+        load(HEAD + line % ", output: /out")
+    assert '"batch.output": is not empty any more when a schedule\'s next run begins; leave it out' in str(error.value)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from llmsched.data.look_batch import in_the_way
 from llmsched.data.rows import Row
 from llmsched.runtime.storage import LocalStorage, Storage, StorageError
 from workloads.batch.json_text import json_text
@@ -38,13 +39,8 @@ class Output:
         except (OSError, StorageError) as error:
             why = error.strerror or str(error) if isinstance(error, OSError) else str(error)
             raise BadInput(f"batch.output {self.uri} cannot be written by whom work runs as: {why}") from error
-        there = [name for name in self._storage.list() if not name.startswith(".")]
-        if there:
-            more = f" and {len(there) - 1:,} more files" if len(there) > 1 else ""
-            raise BadInput(
-                f"batch.output {self.uri} is not empty: it has {there[0]}{more}. Name a folder of its own for each "
-                "run, or leave output out: then the answers are the result of the run."
-            )
+        if wrong := in_the_way(self.uri, self._storage.list()):
+            raise BadInput(f"{wrong}.")
 
     def write(self, number: int, rows: Sequence[Row]) -> str:
         """The answers of a part; those of the same part that were there are replaced. The types of its columns, for
