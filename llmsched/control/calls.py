@@ -23,6 +23,12 @@ from llmsched.errors import RequestError
 KEY = "LLMSCHED_CALLS_KEY"  # of the variables of an attempt; where it answers: runtime/calls_door.py
 CLIENTS_KEY = "OPENAI_API_KEY"  # what stock clients read
 
+# The same for what is not there and what may not be seen: who asks is not to learn which.
+_NOT_SEEN = (
+    "Apply it first, or in the same file. If somebody else runs it, ask for a role in its queue: endpoints of queues "
+    "without one are not seen."
+)
+
 
 def envs_of(workload: Workload, secrets: Secrets) -> dict[str, str]:
     """For an attempt. Raises StoreError."""
@@ -47,7 +53,7 @@ def check(state: State, workload: Workload, file: Sequence[Workload], permission
             raise RequestError(
                 f'there is no endpoint "{name}" that {workload.name} could call.',
                 code="unknown_endpoint",
-                hint=f'Did you mean "{near[0]}"?' if near else "Apply it first, or in the same file.",
+                hint=f'Did you mean "{near[0]}"?' if near else _NOT_SEEN,
             )
     if workload.kind == "serve" and (circle := _circle(workload.name, known | {workload.name: workload})):
         raise RequestError(

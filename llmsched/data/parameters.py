@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -130,11 +130,15 @@ def refuse_what_is_not_here(body: Mapping[str, Any], known: set[str]) -> None:
         if name in known:
             continue
         if name not in _NOT_HERE:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f' Did you mean "{near[0]}"?' if near else ""
-            raise RequestError(f'There is no parameter "{name}" here.{hint}', param=name, code="unknown_parameter")
+            message = f'There is no parameter "{name}" here.{_nearest(name, known)}'
+            raise RequestError(message, param=name, code="unknown_parameter")
         if value not in _NOT_HERE[name]:
             raise RequestError(f'"{name}" is not supported here.', param=name, code="unsupported_parameter")
+
+
+def _nearest(name: str, known: Collection[str]) -> str:
+    near = difflib.get_close_matches(name, known, 1)
+    return f' Did you mean "{near[0]}"?' if near else ""
 
 
 def sampling(body: Mapping[str, Any], usual: Usual, usual_tokens: int, *, is_chat: bool) -> Sampling:
@@ -244,8 +248,13 @@ def include_usage(body: Mapping[str, Any]) -> bool:
     options = body.get("stream_options")
     if options is None:
         return False
-    if not isinstance(options, dict) or not set(options) <= {"include_usage", "include_obfuscation"}:
-        raise RequestError('"stream_options" may have "include_usage".', param="stream_options")
+    if not isinstance(options, dict):
+        raise RequestError('"stream_options" must be an object, and may have "include_usage".', param="stream_options")
+    for name in options:
+        if name not in ("include_usage", "include_obfuscation"):
+            hint = _nearest(name, ["include_usage"]) or ' It may have "include_usage".'
+            message = f'There is nothing called "{name}" in "stream_options".{hint}'
+            raise RequestError(message, param="stream_options", code="unknown_parameter")
     if options.get("include_obfuscation"):
         raise RequestError("Nothing is added to a stream to hide its length.", param="stream_options")
     return options.get("include_usage") is True

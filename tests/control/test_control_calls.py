@@ -75,8 +75,9 @@ def test_what_is_no_endpoint_or_anothers_is_refused_in_the_same_words():
             await controller.submit([serve("secret", queue="blue")], user="bob")
             await controller.submit([serve("qwen", queue="red"), task("work", queue="red")], user=ANN)
             for name in ("secret", "nothing", "work"):
-                with pytest.raises(RequestError, match=f'no endpoint "{name}" that asks could call'):
+                with pytest.raises(RequestError, match=f'no endpoint "{name}" that asks could call') as refused:
                     await controller.submit([task("asks", queue="red", calls=[name])], user=ANN)
+                assert "If somebody else runs it, ask for a role in its queue" in refused.value.hint
             (planned,) = await controller.plan([task("asks", queue="red", calls=["qwem"])], ANN)
             assert planned.outcome == "refused" and planned.reason is not None
             with pytest.raises(RequestError) as near:

@@ -64,6 +64,20 @@ def test_text_parts_are_joined_and_a_developer_is_the_system():
     assert request.messages[0] == {"role": "system", "content": "ab"}
 
 
+def test_what_is_wrong_in_stream_options_is_said_with_the_nearest_name():
+    for given, words in (
+        (
+            {"include_usge": True},
+            'There is nothing called "include_usge" in "stream_options". Did you mean "include_usage"?',
+        ),
+        ({"sise": 3}, 'There is nothing called "sise" in "stream_options". It may have "include_usage".'),
+        (True, '"stream_options" must be an object, and may have "include_usage".'),
+    ):
+        with pytest.raises(RequestError) as caught:
+            openai.chat_request({"messages": HELLO, "stream": True, "stream_options": given})
+        assert caught.value.message == words
+
+
 @pytest.mark.parametrize(
     ("body", "param"),
     [

@@ -15,6 +15,7 @@ from typing import Any, get_args
 import finetune_tiny as tiny
 import pytest
 import tiny_tasks
+from PIL import Image
 from test_finetune import STEADY, assert_close, losses, result_of
 
 from llmsched.data.tasks import KINDS, MEASURES, metrics_of
@@ -216,10 +217,17 @@ def _audio_of(samples: int) -> str:
     return base64.b64encode(data.getvalue()).decode()
 
 
-SHORT = _audio_of(1)
+def _image() -> str:
+    data = io.BytesIO()
+    Image.new("RGB", (2, 2)).save(data, "png")
+    return base64.b64encode(data.getvalue()).decode()
+
+
+SHORT, PIXEL = _audio_of(1), _image()
 UNREAD = [
     ("image-classification", [{"image": "https://example.org/a.png"}], "nothing is fetched"),
     ("image-classification", [{"image": "aGVsbG8="}], "is no image"),
+    ("image-classification", [{"image": PIXEL}, {"image": "aGVsbG8="}], "input[1]: The input is no image"),
     ("image-classification", ["good film"], 'An input of this model is {"image"'),
     ("image-classification", [{"image": "/etc/hostname"}], "is not base64"),
     ("audio-classification", [{"audio": "aGVsbG8="}], "is no audio"),

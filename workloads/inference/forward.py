@@ -83,7 +83,7 @@ class Forward:
 
     async def run(self, inputs: Sequence[Input | tuple[str, str | None]]) -> tuple[list[Any], int]:
         """One answer per input, and the tokens read. Longer inputs are cut. Raises RequestError."""
-        jobs = await asyncio.to_thread(lambda: [_Job(self._read(one), Future()) for one in inputs])
+        jobs = await asyncio.to_thread(self._read_all, inputs)
         return await self._done(jobs, self._jobs), sum(self._reader.size(job.read) for job in jobs)
 
     async def explain(self, inputs: Sequence[Any], answers: Sequence[Any]) -> list[list[dict[str, Any]]]:
@@ -133,6 +133,18 @@ class Forward:
             self._is_closing = True
             self._wake.notify()
         self._thread.join(timeout=30)
+
+    def _read_all(self, inputs: Sequence[Input | tuple[str, str | None]]) -> list[_Job]:
+        jobs: list[_Job] = []
+        for number, one in enumerate(inputs):
+            try:
+                jobs.append(_Job(self._read(one), Future()))
+            except RequestError as error:
+                if len(inputs) == 1:
+                    raise
+                place = f"input[{number}]"
+                raise RequestError(f"{place}: {error.message}", param=place, code=error.code) from None
+        return jobs
 
     def _read(self, one: Input | tuple[str, str | None]) -> Encoded:
         try:

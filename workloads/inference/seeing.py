@@ -15,6 +15,7 @@ from workloads.inference.answers import TextServer
 from workloads.inference.engine import Settings
 from workloads.inference.generating import GeneratingEngine
 from workloads.inference.openai import TextRequest
+from workloads.tasks.seeing import UnusableImage
 
 
 class _Prompt(list[int]):
@@ -46,15 +47,21 @@ class SeeingServer(TextServer):
     async def _chat_tokens(self, request: TextRequest) -> list[int]:
         if request.tools is not None:
             raise RequestError("Tools are for models of texts alone.", param="tools")
-        messages, images = [], []
-        for message in request.messages or ():
+        messages: list[dict[str, Any]] = []
+        images, places = [], []
+        for number, message in enumerate(request.messages or ()):
             parts = message["content"]
             parts = parts if isinstance(parts, list) else [{"type": "text", "text": parts}]
-            images += [part["image"] for part in parts if part["type"] == "image"]
+            for at, part in enumerate(parts):
+                if part["type"] == "image":
+                    images.append(part["image"])
+                    places.append(f"messages[{number}].content[{at}]")
             shown = [{"type": "image"} if part["type"] == "image" else part for part in parts]
             messages.append({**message, "content": shown})
         try:
             inputs = await asyncio.to_thread(self._reader.prompt, messages, images, **request.template)
+        except UnusableImage as error:
+            raise RequestError(f"{places[error.number]} {error}.", param="messages") from None
         except Unusable as error:
             raise RequestError(f"A message {error}.", param="messages") from None
         prompt = _Prompt(inputs["input_ids"][0].tolist())

@@ -16,6 +16,14 @@ from workloads.tasks import media
 from workloads.tasks.reads import Batch, Encoded, Reader, first_line
 
 
+class UnusableImage(Unusable):
+    """`number`: which of the images of a conversation, from 0."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.number = number
+
+
 class Seeing(Reader):
     """A question about an image. One at a time: models cut images into parts of their own number."""
 
@@ -41,8 +49,11 @@ class Seeing(Reader):
         """The conversation up to where the model answers, [1, tokens]. Each {"type": "image"} is the next of `images`.
         Raises Unusable."""
         found: list[Any] = []
-        for image in images:
-            found.append(media.image(image))
+        for number, image in enumerate(images):
+            try:
+                found.append(media.image(image))
+            except Unusable as error:
+                raise UnusableImage(str(error), number) from None
             if sum(each.width * each.height for each in found) > media.MOST_PIXELS:
                 raise Unusable(f"shows more than {media.MOST_PIXELS:,} pixels in its images together")
         try:
