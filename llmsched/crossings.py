@@ -58,6 +58,14 @@ def counted(comparisons: Iterable[str], values: Mapping[str, Any]) -> dict[str, 
     return found
 
 
+def merged(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """Two reports as one: the newest of each number, and the crossings of both."""
+    crossed = joined(of(before.get(NAME)), of(after.get(NAME)))
+    return ({NAME: crossed} if crossed else {}) | {
+        name: value for name, value in {**before, **after}.items() if name != NAME
+    }
+
+
 def joined(before: Mapping[str, Crossing], after: Mapping[str, Crossing]) -> dict[str, Crossing]:
     """Of what both tell, one after the other: a value that stays beyond counts once."""
     return {**before, **{each: then(before.get(each), later) for each, later in after.items()}}

@@ -56,12 +56,12 @@ IN_LINE = 2  # parts given to a member: the one it is at, and the next
 
 class Over(NamedTuple):
     """How a run ended: `message` says what went wrong, "" nothing did; `left`: it was asked to. `event` as in
-    `failures`."""
+    `failures`. `step`: as its progress counts them, so rows that were set aside are among them."""
 
     message: str = ""
     event: str = "error"
     left: bool = False
-    rows: int = 0
+    step: int = 0
 
 
 class Driver:
@@ -108,10 +108,11 @@ class Driver:
             numbers = run.numbers()
             progress.report(**numbers)
             supervisor.checkpointed.remote(numbers["step"], numbers["step"] / numbers["total_steps"])
+        step = int(run.numbers()["step"])
         if left:
-            return Over(left=True, rows=run.rows)
+            return Over(left=True, step=step)
         run.end()
-        return Over(rows=run.rows)
+        return Over(step=step)
 
     def _follow(self) -> Over:
         """Look, give what is new to whoever is free, and take what is done; until it is asked to leave."""
@@ -143,7 +144,7 @@ class Driver:
                 free.append(member)
             progress.report(**run.numbers())
         ray.wait([member.leave.remote() for member in members], num_returns=len(members), timeout=_ASK_EVERY_S)
-        return Over(left=True, rows=run.rows)
+        return Over(left=True, step=run.rows + run.bad_rows)
 
     def _done(self, busy: list[Any]) -> list[Any]:
         """Waits for one of them, for as long as nothing else can be asked for."""

@@ -56,7 +56,7 @@ class BatchAttempt:
             message, event = (own[0].message, own[0].event) if own else (over.message, over.event)
             raise Outcome("failed", message, event)
         if over.left:
-            raise Outcome("released", "left as asked", step=over.rows)
+            raise Outcome("released", "left as asked", step=over.step)
 
     def ask_to_leave(self, grace_s: float) -> None:
         """The members ask by themselves before each part, and have the grace to end the one that they are at."""

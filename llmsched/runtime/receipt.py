@@ -27,7 +27,8 @@ EVENTS = ("error", "interruption", "input", "no-capacity")
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """`event` classifies a failure. `started`: the loop or command had begun. `metrics` are finite numbers."""
+    """`event` classifies a failure. `started`: the loop or command had begun. `metrics` are finite numbers. `progress`:
+    what it reported last, for a controller that was away."""
 
     outcome: str
     message: str = ""
@@ -39,6 +40,7 @@ class Receipt:
     epoch: int = 0
     started: bool = True
     asked: str = ""  # to leave: preempt | drain | stop | resize; empty: it ended by itself
+    progress: dict[str, Any] = field(default_factory=dict)
     work: str = ""  # what it is the receipt of: see `work_of`
 
     def dump(self) -> bytes:

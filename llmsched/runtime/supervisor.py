@@ -67,7 +67,6 @@ class Supervisor:
         self.storage = Storage.at(self.order["storage"])
         self._lock = threading.Lock()
         self._progress: dict[str, Any] = {}
-        self._crossed: dict[str, crossings.Crossing] = {}
         self._checkpoint: list[Any] | None = None
         self._gauges: dict[str, Gauge] = {}
         self._commands = Commands()
@@ -110,7 +109,7 @@ class Supervisor:
                 "size": len(self.order["members"]),
                 "is_clear": self._is_clear,
                 "stopping": self._stop_mode,
-                "progress": self._progress | ({crossings.NAME: self._crossed} if self._crossed else {}),
+                "progress": dict(self._progress),
                 "checkpoint": self._checkpoint,
                 "stalled": self._stalled,
                 "asks": self._asks.waiting(),
@@ -223,11 +222,9 @@ class Supervisor:
 
     def report(self, values: dict[str, Any]) -> None:
         valid = sanitize.data(values) if isinstance(values, dict) else {}
-        crossed = valid.pop(crossings.NAME, None)
         with self._lock:
             self._health.reported(clock())
-            self._crossed = crossings.joined(self._crossed, crossings.of(crossed))
-            known = {**self._progress, **valid}
+            known = crossings.merged(self._progress, valid)
             self._progress = {name: known[name] for name in list(known)[: sanitize.ITEMS_AT_MOST]}
         for name in ("step", "total_steps", "loss"):
             if isinstance(valid.get(name), (int, float)):
@@ -446,6 +443,7 @@ class Supervisor:
             "epoch": self.order["epoch"],
             "started": self._has_begun or self.resizes > 0,
             "asked": self._stop_mode,
+            "progress": dict(self._progress),
         }
         written = receipt.write(self.storage, self.order, receipt.of(said))
         with self._lock:

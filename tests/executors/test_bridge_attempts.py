@@ -106,7 +106,10 @@ def vars_of(storage: str) -> dict[str, Any]:
     return {"storage": storage, "gang": "tune/0", "attempt": 1, "epoch": 1}
 
 
-def test_what_other_work_of_the_name_has_left_is_not_taken_for_what_a_new_one_came_to(tmp_path: Path) -> None:
+@pytest.mark.parametrize("outcome", ["succeeded", "failed", "released"])
+def test_what_other_work_of_the_name_has_left_is_not_taken_for_what_a_new_one_came_to(
+    tmp_path: Path, outcome: str
+) -> None:
     """An older backup was put back: the journal gave a name again, whose results are still in the storage."""
     storage = LocalStorage(tmp_path)
 
@@ -114,14 +117,15 @@ def test_what_other_work_of_the_name_has_left_is_not_taken_for_what_a_new_one_ca
         spec = {"train": {"loop": loop}, "priority": priority}
         return replace(order("a"), spec=spec, storage=str(tmp_path))
 
-    receipt.write(storage, asdict(asked("mine:loop")), receipt.Receipt("succeeded", step=9))
+    said = {"step": 8, "loss": 0.5, "notify.when": {"loss > 4": [1, 9.0, True, False]}}
+    receipt.write(storage, asdict(asked("mine:loop")), receipt.Receipt(outcome, step=9, progress=said))
     heard: list[Observation] = []
     attempts = Attempts(heard.append, str(tmp_path), str)
     attempts.launch(asked("mine:loop", priority=70))  # an order that is sent again after it has ended
     attempts.launch(asked("yours:loop"))
     told, ended, refused = heard
-    assert told == Progress("tune/0", 1, {"step": 9}), "how far it came, though nobody saw it on the way"
-    assert isinstance(ended, Ended) and ended.outcome == "succeeded"
+    assert told == Progress("tune/0", 1, said | {"step": 9}), "how far it came, though nobody saw it on the way"
+    assert isinstance(ended, Ended) and ended.outcome == outcome
     assert isinstance(refused, NotStarted) and refused.event == "input"
     assert refused.message.startswith("the storage holds under tune/0/1 what other work of this name has left")
     assert not attempts.names()

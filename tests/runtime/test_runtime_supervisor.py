@@ -111,6 +111,19 @@ def test_what_ends_by_itself_has_succeeded_and_nobody_asked_it_to_leave(born: Ca
     assert MADE[0].did == ["let go"]
 
 
+def test_what_it_reported_last_stands_in_its_receipt_with_all_crossings_of_comparisons(
+    born: Callable[..., Supervisor],
+) -> None:
+    one = born()
+    one.report({"loss": 5, "notify.when": {"loss > 4": [1, 5, True, True]}})
+    one.report({"loss": 3, "notify.when": {"loss > 4": [2, 9, True, False]}})
+    said = {"loss": 3, "notify.when": {"loss > 4": (2, 9, True, False)}}  # 5 and what came then is one crossing
+    assert one.status()["progress"] == said
+    MADE[0].ends(Outcome("failed", "it broke"))
+    found = receipt(one)
+    assert found["progress"] == json.loads(json.dumps(said)) and found["outcome"] == "failed"
+
+
 def test_what_nobody_uses_any_more_is_asked_to_leave_and_has_succeeded(born: Callable[..., Supervisor]) -> None:
     one = born("a", {"task": {"interactive": {"inactivity": 0.1}}})
     wait_until(lambda: MADE[0].did == ["asked"], 30, "it is asked to leave")

@@ -16,6 +16,7 @@ import torch
 
 from llmsched.runtime import Context, enter
 from llmsched.runtime.artifact import read_result
+from llmsched.runtime.batch import Driver
 from llmsched.runtime.environment import UserError
 from llmsched.spec.load import load_json
 from workloads.batch.answers import blaming
@@ -392,3 +393,36 @@ def test_what_a_model_finds_in_a_row_is_a_list_which_may_be_empty(order: Any, tm
     assert len(rows) == 20
     for one in (each for row in rows for each in row["found"]):
         assert one["label"] == "GOOD" and one["at"].keys() == {"start", "end"}
+
+
+class _Asked(Driver):
+    """A driver whose only member does one part and is then asked to leave; without Ray."""
+
+    def __init__(self, order: dict[str, Any]) -> None:
+        self._order = {**order, "members": [MEMBER]}
+
+    def _said(self, todo: list[Any]) -> Iterator[dict[str, Any]]:
+        yield {"rank": 0, "done": Worker(self._order, MEMBER).do(todo[0]).dump(), "message": "", "event": ""}
+        yield {"rank": 0, "done": "", "message": "", "event": ""}
+
+
+class _Hears:
+    """A supervisor, as an actor's handle: of it, what a driver says of checkpoints."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+        self.checkpointed = self
+
+    def remote(self, step: int, fraction: float) -> None:
+        self.steps.append(step)
+
+
+def test_a_run_that_leaves_says_how_far_it_is_as_its_progress_does(
+    order: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that were set aside are behind it, too."""
+    (tmp_path / "texts.jsonl").write_text('{"text": \n' + "".join(f'{{"text": "text {n}"}}\n' for n in range(20)))
+    hears = _Hears()
+    monkeypatch.setattr("llmsched.runtime.batch._supervisor", lambda order: hears)
+    over = _Asked(order(map="answerfuns:length"))._run()
+    assert (over.left, [over.step]) == (True, hears.steps) and over.step == 3

@@ -342,8 +342,9 @@ class Attempts:
         if work and found.work not in ("", work):
             self._deliver(NotStarted(gang, attempt, "input", OF_ANOTHER.format(folder=f"{gang}/{attempt}")))
             return True
-        if found.step is not None:  # of an attempt that nobody looked at: its last reports reached no controller
-            self._deliver(Progress(gang, attempt, {"step": found.step}))
+        said = found.progress | ({} if found.step is None else {"step": found.step})
+        if said:  # of an attempt that nobody looked at: its last reports reached no controller
+            self._deliver(Progress(gang, attempt, said))
         self._deliver(_ended(gang, attempt, found))
         return True
 
