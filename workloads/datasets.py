@@ -16,7 +16,7 @@ from llmsched.data.messages import Unusable
 from llmsched.data.rows import BadRows, DataError, Place, Row, Rows
 from llmsched.data.tables import without_fillers
 from llmsched.data.tasks import Kind
-from workloads.sources import BadInput, resolve_path
+from workloads.sources import BadInput, from_s3, resolve_path
 
 __all__ = ["BadRows", "Place", "Row", "Rows", "conversations", "load", "raw", "roles"]
 
@@ -95,14 +95,32 @@ def raw(dataset: Mapping[str, Any], inputs: Mapping[str, str] | None, bad: BadRo
 
 
 def place_of(path: str, inputs: Mapping[str, str] | None) -> Path:
-    """A local file, folder or pattern. Of a pattern, the folder before its first wildcard is what is fetched."""
+    """A local file, folder or pattern. Of a pattern, what begins like it is fetched, up to its first wildcard."""
     plain = path.removeprefix("file://")
     if not files.is_pattern(plain):
         return resolve_path(path, inputs)
     parts = path.split("/")
     first = next(index for index, part in enumerate(parts) if files.is_pattern(part))
-    folder = resolve_path("/".join(parts[:first]) or ("/" if path.startswith("/") else "."), inputs)
-    return folder / "/".join(parts[first:])
+    above, pattern = "/".join(parts[:first]), "/".join(parts[first:])
+    if path.startswith("s3://"):
+        return from_s3(above, files.before_wildcard(pattern)) / pattern
+    return resolve_path(above or ("/" if path.startswith("/") else "."), inputs) / pattern
+
+
+def check_apart(datasets: Sequence[Mapping[str, Any]], split: str, inputs: Mapping[str, str] | None) -> None:
+    """Raises BadInput where rows of `split` are those of another one, too. Of what `plan` sees, it says so before."""
+    for each in datasets:
+        path = each["path"]
+        others = [one.get("split", "train") for one in datasets if one["path"].rstrip("/") == path.rstrip("/")]
+        other = next((one for one in others if one != split), None)
+        if each.get("split", "train") != split or other is None or path.startswith("hf://"):
+            continue
+        try:
+            wrong = files.same_rows(place_of(path, inputs), path, split, other)
+        except DataError as error:
+            raise BadInput(f"data set {path}: {error}") from error
+        if wrong:
+            raise BadInput(f"datasets: {wrong}")
 
 
 def _root(path: str, inputs: Mapping[str, str] | None) -> Path:

@@ -68,7 +68,7 @@ def resolve_path(uri: str, inputs: Mapping[str, str] | None = None) -> Path:
     if scheme == "hf":
         return _from_hub(uri, rest.removeprefix("//"))
     if scheme == "s3":
-        return _from_s3(uri)
+        return from_s3(uri)
     if scheme == "file":
         path = Path(unquote(urlsplit(uri).path))
     elif "://" in uri:
@@ -125,17 +125,19 @@ def _from_hub(uri: str, rest: str) -> Path:
     return Path(folder)
 
 
-def _from_s3(uri: str) -> Path:
-    parent, _, name = uri.rstrip("/").rpartition("/")
+def from_s3(uri: str, starting: str | None = None) -> Path:
+    """A file or a folder; `starting`: the folder, of which only names that begin so are needed. Raises BadInput."""
+    bucket, _, key = uri.removeprefix("s3://").strip("/").partition("/")
+    above, _, name = key.rpartition("/")
     try:
-        store = Storage.at(parent)
-        if store.exists(name):
+        store = Storage.at(f"s3://{bucket}/{above}".rstrip("/"))
+        if name and starting is None and store.exists(name):
             return store.fetch_file(name, cache_folder())
-        path = store.fetch_folder(name, cache_folder())
-    except StorageError as error:
-        raise BadInput(str(error)) from error
+        path = store.fetch_folder(name, cache_folder(), starting or "")
+    except (StorageError, ValueError) as error:  # also a name of an object that can be none of a file
+        raise BadInput(f"{uri}: {error}") from error
     if not any(path.iterdir()):
-        raise BadInput(f"{uri}: nothing there")
+        raise BadInput(f"{uri}: nothing there{f' whose name begins with {starting!r}' if starting else ''}")
     return path
 
 

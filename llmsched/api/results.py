@@ -51,7 +51,7 @@ class Theirs(Storage):
         with acting_as(self._user):
             return self._storage.list(prefix)
 
-    def fetch_folder(self, key: str, cache: Path) -> Path:
+    def fetch_folder(self, key: str, cache: Path, starting: str = "") -> Path:
         raise Bug(BY_PATH)
 
     def fetch_file(self, key: str, cache: Path) -> Path:

@@ -62,6 +62,11 @@ def is_pattern(path: str) -> bool:
     return bool(_IS_PATTERN.search(path)) and not Path(path).exists()
 
 
+def before_wildcard(pattern: str) -> str:
+    """What all that match begin with."""
+    return _IS_PATTERN.split(pattern, maxsplit=1)[0]
+
+
 def find(path: Path, split: str | None = None) -> list[DataFile]:
     """The data files of a file, a folder or a pattern, in the order of their names. Raises DataError."""
     if is_pattern(str(path)):
@@ -125,6 +130,17 @@ def splits_of(place: Path) -> set[str]:
     found = sorted(place.rglob("*")) if place.is_dir() else []
     names = [each.relative_to(place) for each in found if each.is_file()]
     return {split for each in names if _is_data(each) and (split := _split_of(each))}
+
+
+def same_rows(place: Path, path: str, split: str, other: str) -> str:
+    """What to say of two splits of `place`, which the spec calls `path`, that read the same file; "". Raises
+    DataError."""
+    if not {file.path for file in find(place, split)} & {file.path for file in find(place, other)}:
+        return ""
+    return (
+        f'"{split}" and "{other}" are the same rows: {path} has no splits, which are files whose names say so, such as '
+        f'train.jsonl and {split}.jsonl. Name a file of its own, or hold a part out by "evaluation: {{fraction: 0.1}}"'
+    )
 
 
 def split_named(split: str) -> str:

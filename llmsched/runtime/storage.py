@@ -108,8 +108,9 @@ class Storage(ABC):
         """Every key under the folder `prefix` ("" for all), sorted."""
 
     @abstractmethod
-    def fetch_folder(self, key: str, cache: Path) -> Path:
-        """A local folder with what lies under `key`: in place when local, else downloaded to `cache` once a version."""
+    def fetch_folder(self, key: str, cache: Path, starting: str = "") -> Path:
+        """A local folder with what lies under `key` ("": all), of which names below it that begin with `starting` are
+        needed: in place when local, else downloaded to `cache` once a version."""
 
     @abstractmethod
     def fetch_file(self, key: str, cache: Path) -> Path:
@@ -218,8 +219,8 @@ class LocalStorage(Storage):
             if _is_file(path) and hidden.isdisjoint(path.relative_to(self.root).parts)
         )
 
-    def fetch_folder(self, key: str, cache: Path) -> Path:
-        return self.path(key)
+    def fetch_folder(self, key: str, cache: Path, starting: str = "") -> Path:
+        return self.path(key) if key else self.root
 
     def fetch_file(self, key: str, cache: Path) -> Path:
         if not self.path(key).is_file():
@@ -327,10 +328,10 @@ class S3Storage(Storage):
 
     def __init__(self, uri: str) -> None:
         super().__init__(uri)
-        place = urlsplit(uri)
-        if not place.netloc:
+        self.bucket, _, prefix = uri.removeprefix("s3://").partition("/")  # "?" and "#" are letters of names there
+        if not self.bucket:
             raise StorageError(f"cannot store at {uri}: expected s3://bucket/prefix")
-        self.bucket, self.prefix = place.netloc, place.path.strip("/")
+        self.prefix = prefix.strip("/")
 
     @property
     def _client(self) -> Any:
@@ -372,10 +373,12 @@ class S3Storage(Storage):
     def list(self, prefix: str = "") -> list[str]:
         return [name for name, _ in self._objects(prefix)]
 
-    def fetch_folder(self, key: str, cache: Path) -> Path:
-        found = self._objects(key)
-        names = {name: name[len(key) + 1 :] for name, _ in found}
-        return self._download(names, cache, mark=f"{self.uri_of(key)} {found}")
+    def fetch_folder(self, key: str, cache: Path, starting: str = "") -> Path:
+        above = f"{key}/" if key else ""
+        found = [one for one in self._objects(key) if one[0].startswith(above + starting)]
+        # An object whose name ends in "/" is what consoles call a folder.
+        names = {name: name.removeprefix(above) for name, _ in found if not name.endswith("/")}
+        return self._download(names, cache, mark=f"{self.uri_of(key) if key else self.uri} {found}")
 
     def fetch_file(self, key: str, cache: Path) -> Path:
         with _s3_errors(self.uri, absent_is_fine=True):

@@ -22,6 +22,7 @@ from llmsched.data.tasks import metrics_of
 from llmsched.runtime import artifact, checkpoint, data, elastic, progress
 from llmsched.runtime.context import Context, current
 from workloads.adapters import whole_model
+from workloads.datasets import check_apart
 from workloads.finetune import norms, shrink, spec_augment
 from workloads.finetune.beside import stand_beside
 from workloads.finetune.best import Best
@@ -338,6 +339,7 @@ class FineTune:
         chosen = [each for each in self.train.get("datasets") or () if each.get("split", "train") == split]
         if not chosen:
             raise BadInput(f'datasets: none has "split: {split}"')
+        check_apart(self.train["datasets"], split, self.where.inputs)
         return self.task.samples(chosen, self.where.inputs)
 
     def _held_out(self) -> list[Any]:
