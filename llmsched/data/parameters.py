@@ -19,6 +19,8 @@ MAX_BIASES = 1024
 COMPLETION_TOKENS = 16  # OpenAI's default for /v1/completions
 CHAT_TOKENS = 1024  # ours for chat: a model that never ends must not hold a slot for its whole context
 LONGEST_SCHEMA = 65_536  # characters
+# Of a request, between the gateway and replicas alone, by vLLM's name: whose keys and values of the prompt are taken.
+TRANSFER = "kv_transfer_params"
 
 # Taken by text routes. `user` is the gateway's, which chooses a replica by it, and changes no answer.
 _TEXT = {

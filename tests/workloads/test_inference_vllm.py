@@ -67,6 +67,14 @@ def test_a_client_that_leaves_ends_its_request_in_vllm(folder, monkeypatch):
     assert asyncio.run(main())
 
 
+def test_a_request_that_vllm_gives_up_is_no_answer(folder, monkeypatch):
+    fake_vllm.put_in(monkeypatch)
+    replica = Replica(order(folder))
+    engine_of(replica).gives_up = True
+    answer = asyncio.run(replica.call("completions", BODY))
+    assert answer["status"] == 500 and "choices" not in answer
+
+
 def test_adapters_are_put_in_and_replaced_while_it_serves(folder, tmp_path, monkeypatch):
     fake_vllm.put_in(monkeypatch)
     replica = Replica(order(folder))

@@ -134,13 +134,17 @@ class TextServer:
             raise RequestError(f"The model's chat template refuses this: {error}", param="messages") from None
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
+    def _generate(self, prompt: list[int], request: TextRequest, adapter: str | None) -> AsyncGenerator[Piece, None]:
+        """The only answer to a request."""
+        return self._engine.generate(prompt, request.sampling, adapter)
+
     async def _pieces(
         self, request: TextRequest, prompts: list[list[int]], adapter: str | None
     ) -> AsyncGenerator[tuple[int, Piece], None]:
         """(choice, piece) of every answer, as they come; all decode together."""
         jobs = [prompt for prompt in prompts for _ in range(request.n)]
         if len(jobs) == 1:
-            async with aclosing(self._engine.generate(jobs[0], request.sampling, adapter)) as pieces:
+            async with aclosing(self._generate(jobs[0], request, adapter)) as pieces:
                 async for piece in pieces:
                     yield 0, piece
             return

@@ -63,6 +63,7 @@ class TextRequest:
     include_usage: bool = False  # in a stream
     tools: Tools | None = None
     template: Mapping[str, Any] = field(default_factory=dict)  # for the chat template
+    transfer: Mapping[str, Any] | None = None  # where the prompt was read already; see split.py
 
 
 # --- requests ---------------------------------------------------------------------------------------------------

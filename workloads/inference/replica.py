@@ -236,9 +236,12 @@ def server_for(serve: Mapping[str, Any], folder: Path, threads: int, gpus: float
         )
     try:
         if engine == "vllm":
+            from workloads.inference.kv_transfer import role_of
+            from workloads.inference.split import SplitServer
             from workloads.inference.vllm_engine import VllmEngine
 
-            return TextServer(VllmEngine(folder, kwargs, serve.get("parallelism") or {}))
+            vllm = VllmEngine(folder, kwargs, serve.get("parallelism") or {}, role_of(serve))
+            return SplitServer(vllm) if role_of(serve) else TextServer(vllm)
         settings = Settings.of(kwargs)
         if task == "causal-lm":
             return TextServer(TransformersEngine(folder, settings, device))

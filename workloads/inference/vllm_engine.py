@@ -7,11 +7,15 @@ vLLM and CUDA are both there.
 from __future__ import annotations
 
 import itertools
+import sys
+import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
-from llmsched.data.parameters import RequestError, Sampling, Usual
+from llmsched.data.parameters import TRANSFER, RequestError, Sampling, Usual
+from workloads.inference import kv_transfer
 from workloads.inference.engine import Piece
 from workloads.inference.sampling import Said
 
@@ -20,10 +24,24 @@ _OURS = {"model", "tokenizer", "tensor_parallel_size", "pipeline_parallel_size",
 _NEVER = {"load_format", "trust_remote_code"}
 
 
-class VllmEngine:
-    """`kwargs` are vLLM's engine arguments, more of them under "vllm"; `parallelism` {"tensor", "pipeline"}."""
+# What is asked of one engine, so that another one goes on; it fills in the rest.
+_KEEP = {
+    "do_remote_decode": True,
+    "do_remote_prefill": False,
+    **dict.fromkeys(("remote_engine_id", "remote_block_ids", "remote_host", "remote_port")),
+}
+_FAILED = ("error", "abort")  # reasons for which vLLM ends a request that has no whole answer
 
-    def __init__(self, folder: Path, kwargs: Mapping[str, Any], parallelism: Mapping[str, int]) -> None:
+
+class _GivenUp(RuntimeError):
+    """vLLM ended a request before its answer was whole."""
+
+
+class VllmEngine:
+    """`kwargs` are vLLM's engine arguments, more of them under "vllm"; `parallelism` {"tensor", "pipeline"}; `role`:
+    "kv_producer" reads prompts for other engines, "kv_consumer" may go on from what one has read. Raises ValueError."""
+
+    def __init__(self, folder: Path, kwargs: Mapping[str, Any], parallelism: Mapping[str, int], role: str = "") -> None:
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -37,6 +55,9 @@ class VllmEngine:
         tensor, pipeline = parallelism.get("tensor", 1), parallelism.get("pipeline", 1)
         # The replica's GPUs are on one node, in its own hands: workers are processes of it, which end with it.
         spread = {"distributed_executor_backend": "mp"} if tensor * pipeline > 1 else {}
+        kwargs["kv_transfer_config"] = kv_transfer.config_for(kwargs.get("kv_transfer_config"), role)
+        if role:
+            kv_transfer.open_side_channel(tensor * pipeline * int(kwargs.get("data_parallel_size") or 1))
         try:
             arguments = AsyncEngineArgs(
                 model=str(folder),
@@ -60,15 +81,63 @@ class VllmEngine:
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self._loras: dict[str, Any] = {}
         self._numbers = itertools.count(1)
+        self._has_told = False
 
     async def generate(
-        self, prompt: Sequence[int], sampling: Sampling, adapter: str | None
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        adapter: str | None,
+        transfer: Mapping[str, Any] | None = None,
+    ) -> AsyncGenerator[Piece, None]:
+        """`transfer`: of `prefill` of another engine, which has read the prompt; one that cannot be had is read here.
+        Raises RequestError."""
+        if transfer is not None:
+            has_begun = False
+            try:
+                async with aclosing(self._answer(prompt, sampling, adapter, transfer)) as pieces:
+                    async for piece in pieces:
+                        has_begun = True
+                        yield piece
+                return
+            except _GivenUp:
+                if has_begun:
+                    raise
+                self._tell("a prompt that another replica had read could not be had from it; it is read here instead")
+        async with aclosing(self._answer(prompt, sampling, adapter, None)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def prefill(self, prompt: Sequence[int], adapter: str | None) -> dict[str, Any]:
+        """Read the prompt and keep its keys and values, until another engine has taken them or for as long as vLLM
+        keeps what nobody asks for. What it returns is the `transfer` of that other one's `generate`. Cancelled, nothing
+        is kept. Raises RequestError."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        # Only what ends for its length is kept.
+        parameters = SamplingParams(
+            max_tokens=1,
+            temperature=0.0,
+            ignore_eos=True,
+            output_kind=RequestOutputKind.DELTA,
+            extra_args={TRANSFER: dict(_KEEP)},
+        )
+        id = f"p{uuid.uuid4().hex}"  # no other engine's either: with some versions both sides go by this name
+        found: Mapping[str, Any] | None = None
+        async with aclosing(self._outputs(id, prompt, parameters, adapter)) as outputs:
+            async for output in outputs:
+                found = output.kv_transfer_params or found
+        if not found:
+            raise _GivenUp("vLLM has read the prompt and has kept nothing of it")
+        return {"remote_request_id": id, **found}
+
+    async def _answer(
+        self, prompt: Sequence[int], sampling: Sampling, adapter: str | None, transfer: Mapping[str, Any] | None
     ) -> AsyncGenerator[Piece, None]:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
-        if adapter is not None and adapter not in self._loras:
-            raise RequestError(f'The adapter "{adapter}" is not loaded here.', code="model_not_found", status=404)
         parameters = SamplingParams(
             max_tokens=sampling.max_tokens,
             temperature=sampling.temperature,
@@ -85,27 +154,45 @@ class VllmEngine:
             logprobs=sampling.logprobs,
             structured_outputs=StructuredOutputsParams(json=sampling.schema) if sampling.schema else None,
             output_kind=RequestOutputKind.DELTA,
+            extra_args={TRANSFER: dict(transfer)} if transfer is not None else None,
         )
         id, made = f"r{next(self._numbers)}", 0
-        outputs = self._engine.generate(
-            {"prompt_token_ids": list(prompt)},
-            parameters,
-            id,
-            lora_request=self._loras[adapter] if adapter is not None else None,
-        )
-        is_over = False
-        try:
+        if transfer is not None:
+            id = str(transfer["remote_request_id"])
+        async with aclosing(self._outputs(id, prompt, parameters, adapter)) as outputs:
             async for output in outputs:
                 piece = output.outputs[0]
                 made += len(piece.token_ids)
-                is_over = output.finished
-                if piece.text or is_over:
-                    reason = ("length" if piece.finish_reason == "length" else "stop") if is_over else None
+                if piece.text or output.finished:
+                    reason = ("length" if piece.finish_reason == "length" else "stop") if output.finished else None
                     said = _said(piece, sampling.logprobs)
                     yield Piece(piece.text, len(prompt), made, reason, said, output.num_cached_tokens or 0)
+
+    async def _outputs(
+        self, id: str, prompt: Sequence[int], parameters: Any, adapter: str | None
+    ) -> AsyncGenerator[Any, None]:
+        """vLLM's own. Closed before the last one, it ends the request there. Raises RequestError."""
+        if adapter is not None and adapter not in self._loras:
+            raise RequestError(f'The adapter "{adapter}" is not loaded here.', code="model_not_found", status=404)
+        lora = self._loras[adapter] if adapter is not None else None
+        is_over = False
+        try:
+            async for output in self._engine.generate(
+                {"prompt_token_ids": list(prompt)}, parameters, id, lora_request=lora
+            ):
+                is_over = output.finished
+                if is_over and output.outputs[0].finish_reason in _FAILED:
+                    raise _GivenUp("vLLM has given the request up; its log says why")
+                yield output
         finally:
             if not is_over:
                 await self._engine.abort(id)
+
+    def _tell(self, text: str) -> None:
+        """Once: it may be so of every request."""
+        if not self._has_told:
+            self._has_told = True
+            print(f"vllm: {text} (said once)", file=sys.stderr, flush=True)
 
     async def load_adapter(self, name: str, folder: Path) -> None:
         from vllm.lora.request import LoRARequest
