@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmsched import sanitize
+from llmsched.data.parameters import TRANSFER
 from llmsched.gateway.refusals import Refused
 from llmsched.policies.routing.work import AnswerLengths, limit_of
 
@@ -31,6 +32,9 @@ def json_in(raw: bytes) -> dict[str, Any]:
         raise Refused(400, f"The body is not JSON: {error}.", code="invalid_json") from None
     if not isinstance(body, dict):
         raise Refused(400, "The body must be a JSON object.", code="invalid_json")
+    if TRANSFER in body:
+        message = f'"{TRANSFER}" is said between replicas, and by no client. Leave it out.'
+        raise Refused(400, message, code="unknown_parameter", param=TRANSFER)
     return body
 
 

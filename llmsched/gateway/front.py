@@ -31,6 +31,7 @@ from llmsched.gateway.limits import (
     read_body,
 )
 from llmsched.gateway.open_requests import OpenRequest, OpenRequests
+from llmsched.gateway.prefills import Prefills
 from llmsched.gateway.rates import Rates
 from llmsched.gateway.refusals import OF_CONNECTIONS, UNREADABLE, Refused, encode, error_body, of_connection
 from llmsched.gateway.relay import Errand, Relay
@@ -79,6 +80,7 @@ class Gateway:
         self._routed_at = 0
         self.signals = Signals(clock)
         self._relay = Relay(self.signals, lambda workload: self._holds.wake(workload))
+        self._prefills = Prefills(self._relay, self.signals, observe, clock)
         self._holds = Holds(self.signals, self._relay.in_flight)
         self._shares = Shares(self._relay.in_flight, clock)
         self._rates = Rates(clock)
@@ -98,6 +100,7 @@ class Gateway:
             pools[route.workload] = pool
         self._pools = {workload: pool for workload, pool in pools.items() if pool is not None}
         self._table, self._routed_at = fresh, int(time.time())
+        self._prefills.route(fresh.routes.values(), self._pools)
         self._has_table.set()
         self.signals.latencies.routed({route.workload: route.replicas for route in fresh.routes.values()})
         self._open.check(fresh)
@@ -342,7 +345,8 @@ class Gateway:
         pool, gone = self._pools[target.route.workload], set[str]()
         while True:
             chosen = await self._chosen(request, target, pool, body, gone)
-            slot, work = chosen.slot, chosen.slot.replica.call(route, body, target.adapter)
+            chosen, work = self._prefills.call(request, target, chosen, route, body)
+            slot = chosen.slot
             try:
                 errand = Errand(pool, chosen, expected_of(pool.lengths, route, body), request.key.id)
                 answer = await self._relay.call(errand, work, target.route.timeout_s)
@@ -368,9 +372,8 @@ class Gateway:
         asked = with_usage(body) if route in WRITES else body
         while True:
             chosen = await self._chosen(request, target, pool, body, gone)
-            more = () if incoming is None else (incoming,)
-            slot, work = chosen.slot, chosen.slot.replica.stream(route, asked, target.adapter, *more)
-            said = False
+            chosen, work = self._prefills.stream(request, target, chosen, route, asked, incoming)
+            slot, said = chosen.slot, False
             try:
                 errand = Errand(pool, chosen, expected_of(pool.lengths, route, body), request.key.id)
                 async with aclosing(self._relay.stream(errand, work, limit_s)) as chunks:

@@ -21,6 +21,13 @@ from llmsched.policies.routing import NAMES
 LISTED = 20  # names given in an error
 
 
+class Prefill(NamedTuple):
+    """Who reads the prompts of an endpoint: the workload; those alone that have so many tokens to read."""
+
+    workload: str
+    from_tokens: int
+
+
 class Route(NamedTuple):
     """One entry of the table."""
 
@@ -36,10 +43,16 @@ class Route(NamedTuple):
     replicas: dict[str, Kind]  # names of Serve applications, with what each is
     adapters: dict[str, str]
     refused: dict[str, str]  # adapters that a replica could not load, and why
+    role: str  # "prefill": it reads prompts for others alone
+    prefill: Prefill | None
+    kv: dict[str, str]  # of replicas that give or take keys and values: those of one word understand each other
 
     def check_answers(self, asked: str) -> None:
         """Raises Refused (400) for what no model of this task answers: nothing is woken or held for it. A replica may
         answer less, as a model without a chat template does."""
+        if self.role:
+            message = f'"{self.id}" reads prompts for other endpoints, and answers none itself. Ask one of those.'
+            raise Refused(400, message, code="wrong_route", param="model")
         if (kind := KINDS.get(self.task)) is not None and asked not in kind.answers:
             there = ", ".join(f"/v1/{one}" for one in kind.answers) or "nothing"
             message = f"This model does not answer /v1/{asked}, only {there}."
@@ -121,7 +134,7 @@ class Table:
         """(name, the model it is an adapter of or None), for those this key reaches."""
         listed: list[tuple[str, str | None]] = []
         for route in self._reached(key):
-            if route.kind == "model":
+            if route.kind == "model" and not route.role:
                 listed.append((route.id, None))
                 listed += [(f"{route.id}:{name}", route.id) for name in sorted(route.adapters)]
         return listed
@@ -147,6 +160,7 @@ def _route(id: str, entry: Mapping[str, Any]) -> Route:
     routing = str(entry.get("routing") or NAMES[0]).replace("_", "-")
     if routing not in NAMES:
         raise ValueError(f'model "{id}": unknown routing "{routing}", expected one of {", ".join(NAMES)}')
+    prefill = entry.get("prefill")
     return Route(
         id=id,
         workload=str(entry.get("workload") or id),
@@ -163,4 +177,7 @@ def _route(id: str, entry: Mapping[str, Any]) -> Route:
         },
         adapters={str(name): str(uri) for name, uri in dict(entry.get("adapters") or {}).items()},
         refused={str(name): str(why) for name, why in dict(entry.get("refused") or {}).items()},
+        role=str(entry.get("role") or ""),
+        prefill=Prefill(str(prefill["workload"]), int(prefill["from_tokens"])) if prefill else None,
+        kv={str(each["app"]): str(each["kv"]) for each in entry.get("replicas", ()) if each.get("kv")},
     )
