@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
+from llmsched.control import prefills
 from llmsched.control.authorization import Permissions, Person
 from llmsched.control.lookup import spec_of
 from llmsched.control.vault import Secrets
@@ -54,6 +55,12 @@ def check(state: State, workload: Workload, file: Sequence[Workload], permission
                 f'there is no endpoint "{name}" that {workload.name} could call.',
                 code="unknown_endpoint",
                 hint=f'Did you mean "{near[0]}"?' if near else _NOT_SEEN,
+            )
+        if prefills.reads_for_others(known[name]):
+            raise RequestError(
+                f'"{name}" reads prompts for other endpoints (serve.role: prefill), and answers nobody itself.',
+                code="unknown_endpoint",
+                hint="Call the endpoint that names it in serve.prefill.",
             )
     if workload.kind == "serve" and (circle := _circle(workload.name, known | {workload.name: workload})):
         raise RequestError(

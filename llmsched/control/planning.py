@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from llmsched.control import calls, data_files, endpoint_names, reasons, trials
+from llmsched.control import calls, data_files, endpoint_names, prefills, reasons, trials
 from llmsched.control.authorization import KnownNames, Permissions, Person
 from llmsched.control.dispatch import artifact_of, is_result
 from llmsched.control.drafts import (
@@ -66,6 +66,7 @@ async def plan(
             taken.check(workload, permissions)
             check_outside(workload, secrets, state.configuration.notify_hosts)
             calls.check(state, workload, file, permissions)
+            prefills.check(state, workload, file)
             check_change(state, each)
             trials.check(state, workload, names)
             checked(state, Submit(state.now, replace(workload, after=others)), names)
@@ -89,6 +90,8 @@ async def plan(
         name, publish = each.workload.id, each.workload.publish
         endpoint = _endpoint_of(state, drafts, publish.to, permissions) if publish is not None else None
         planned.append(_planned(state, each, refusals.get(name), forecasts.get(name, []), endpoint, names))
+        if name not in refusals:
+            planned[-1].warnings += prefills.warnings(state, each.workload, file)
     return planned
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from llmsched.control import prefills
 from llmsched.control.authorization import Permissions, Person
 from llmsched.control.calls import Callers
-from llmsched.control.dispatch import adapters_of, is_result
+from llmsched.control.dispatch import adapters_of, artifact_of, is_result
 from llmsched.control.endpoint_names import model_id
 from llmsched.control.lookup import spec_of
 from llmsched.control.roles import CALLER
@@ -67,7 +68,7 @@ class Routes:
             *self._keys_of(state, endpoints, tokens),
             *self._callers.keys(state, workloads, self._secrets, decisions),
         ]
-        wanted = {name: found.row for name, found in endpoints.items()}, keys
+        wanted = {name: _with_prefill(found, workloads) for name, found in endpoints.items()}, keys
         if wanted == self._sent:
             return None
         self._sent = wanted
@@ -136,21 +137,38 @@ def endpoint_of(state: State, record: WorkloadState) -> Endpoint:
         "max_ongoing": spec.get("max_ongoing_requests") or 32,
         "timeout_s": spec.get("request_timeout") or 600.0,
         "hold_s": spec.get("hold_timeout", 120.0),
-        "replicas": [_replica(gang) for gang in replicas],
+        "replicas": [_replica(state, gang) for gang in replicas],
         **_adapters(state, workload.id, spec, replicas),
+        **({"role": serve["role"]} if serve.get("role") else {}),
     }
     reads = any(is_result(each["source"]) for each in serve.get("adapters") or ())
     return Endpoint(model_id(workload), row, state.touched.since(workload.id), workload, reads)
 
 
-def _replica(gang: GangState) -> dict[str, Any]:
-    """Where it answers, and what makes its latencies those of others."""
+def _with_prefill(found: Endpoint, endpoints: Mapping[str, Workload]) -> dict[str, Any]:
+    partner = prefills.partner(found.workload, endpoints.values())
+    return found.row | partner if partner else found.row
+
+
+def _replica(state: State, gang: GangState) -> dict[str, Any]:
+    """Where it answers, what makes its latencies those of others, and its keys and values."""
     model = (spec_of(gang.spec).get("serve") or {}).get("model") or {}
     return {
         "app": attempt_name(gang.id, gang.attempt),
         "model": gang.model or model.get("source") or "",
         "flavor": gang.flavor or "",
+        **({"kv": kv} if (kv := _kv_of(state, gang, gang.model or str(model.get("source")))) else {}),
     }
+
+
+def _kv_of(state: State, gang: GangState, model: str) -> str:
+    """Of what kind the keys and values are that a replica gives or takes; "" where it does neither."""
+    if not prefills.takes_part(gang.spec):
+        return ""
+    try:
+        return prefills.kind_of(gang.spec, artifact_of(state, gang.spec, model) if is_result(model) else model)
+    except RequestError:  # the result was taken away since
+        return ""
 
 
 def _adapters(state: State, workload_id: str, spec: dict[str, Any], replicas: list[GangState]) -> dict[str, Any]:

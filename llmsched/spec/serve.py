@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, JsonValue, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from llmsched.data.tasks import KINDS
-from llmsched.spec import effects, library_names
+from llmsched.spec import effects, library_names, split
 from llmsched.spec.quantities import (
     DEPLOYMENT_PATTERN,
     Cron,
@@ -114,13 +114,16 @@ class ServeSection(Section):
     """Exactly one of `model` and `app`: what `serve run` takes, or a class that takes JSON. `args`: of a builder or a
     class; one that is `run://NAME` or `model://NAME` is the folder of that result, which the endpoint waits for.
     `deployments`: those of a bound application that are placed by themselves, on any node; all others, and its ingress,
-    have what `resources` of the spec says."""
+    have what `resources` of the spec says. `prefill`: another endpoint reads the prompts; `role: prefill`: this one
+    reads them for others, and answers nobody itself."""
 
     model: Model | None = None
     task: Task = "causal-lm"
     engine: Literal["auto", "transformers", "vllm"] = "auto"
     engine_kwargs: EngineKwargs = Field(default_factory=EngineKwargs)
     parallelism: Parallelism = Field(default_factory=Parallelism)
+    role: Literal["prefill"] | None = None
+    prefill: split.Prefill | None = None
     adapters: list[Adapter] = Field(default=[], max_length=1000)
     routing: Literal["power-of-two", "least-tokens", "prefix-cache", "round-robin", "session-affinity"] = "power-of-two"
     app: EntryPoint | None = None
@@ -156,6 +159,7 @@ class ServeSection(Section):
         if len(set(names)) < len(names):
             raise WrongAt("two adapters have the same name", "adapters")
         effects.check_serving(self)
+        split.check_serving(self)
         return self
 
 
@@ -253,6 +257,7 @@ class ServeSpec(WorkloadSpec):
                     "widen replicas, or narrow this", "autoscaling", "bounds", n,
                 )  # fmt: skip
         effects.check_endpoint(self)
+        split.check_endpoint(self)
         gpus = self.serve.parallelism.gpus
         asked = [each for each in self.resources.accelerators if float(each.rpartition(":")[2]) != gpus]
         if gpus > 1 and (asked or not self.resources.accelerators):

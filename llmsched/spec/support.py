@@ -32,16 +32,6 @@ _SAVES_BY_ITSELF: dict[str, tuple[Any, ...]] = {
 _OF_TRAINING: dict[str, tuple[Any, ...]] = {
     "train.strategy": ("auto", "ddp"),
 }
-# vLLM's split of prefill and decode: no request would be sent to one engine and then to the other. These keep more keys
-# and values for one engine.
-_APART: dict[str, tuple[Any, ...]] = {
-    "serve.engine_kwargs.vllm.kv_transfer_config.kv_role": ("kv_both",),
-    "serve.engine_kwargs.vllm.kv_transfer_config.kv_connector": (
-        "LMCacheConnectorV1",
-        "LMCacheMPConnector",
-        "OffloadingConnector",
-    ),  # fmt: skip
-}
 NOT_YET: dict[str, dict[str, tuple[Any, ...]]] = {
     "train": {
         **_EVERY_KIND,
@@ -51,7 +41,6 @@ NOT_YET: dict[str, dict[str, tuple[Any, ...]]] = {
     "serve": {
         **_EVERY_KIND,
         "preemption.grace": (120, 120.0, "120s", "2m"),  # drain_timeout it is
-        **_APART,
         "serve.task": tuple(task for task, kind in KINDS_OF_TASK.items() if kind.answers),
     },
     "batch": {

@@ -45,24 +45,61 @@ def test_bad_input_is_refused_with_its_place(text: str, place: str, words: str) 
     assert found.where == f"a.yaml:{place}"
 
 
+ROLE, ASKS = "role: prefill", "prefill: {endpoint: b}"
+
+
+def split(part: str = "", config: str = "") -> str:
+    kwargs = [f"engine_kwargs: {{vllm: {{kv_transfer_config: {config}}}}}"] if config else []
+    return section(
+        "serve", "{" + ", ".join(["model: {source: m}", "engine: vllm", *([part] if part else []), *kwargs]) + "}"
+    )
+
+
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("text", "where", "words"),
     [
-        ("{kv_connector: NixlConnector, kv_role: kv_both}", ["NixlConnector"]),
-        ("{kv_connector: P2pNcclConnector, kv_role: kv_producer}", ["P2pNcclConnector", "kv_producer"]),
-        ("{kv_connector: OffloadingConnector, kv_role: kv_both}", []),  # one engine has more room
+        (section("serve", f"{{model: {{source: m}}, {ROLE}}}"), "serve.role", 'goes with "engine: vllm"'),
+        (section("serve", f"{{model: {{source: m}}, {ASKS}}}"), "serve.prefill", 'goes with "engine: vllm"'),
+        (section("serve", f"{{app: 'a:B', {ASKS}}}"), "serve.prefill", 'goes with "engine: vllm"'),
+        (split(f"{ROLE}, {ASKS}"), "serve.prefill", 'leave "prefill" out'),
+        (split(f"{ROLE}, adapters: [{{name: x, source: y}}]"), "serve.adapters", "loads the same when"),
+        (split("prefill: {endpoint: a}"), "serve.prefill.endpoint", "names the workload itself"),
+        (split(ROLE) + "slo: {ttft_p95: 1s}", "slo.ttft_p95", "use latency_p95"),
+        (split(ROLE) + "hold_timeout: 1s", "hold_timeout", "nobody waits"),
+        (split(ROLE) + "envs: {VLLM_NIXL_SIDE_CHANNEL_PORT: '1'}", "envs.VLLM_NIXL_SIDE_CHANNEL_PORT", "leave it out"),
+        (split(ASKS) + "secrets: [VLLM_NIXL_SIDE_CHANNEL_HOST]", "secrets", "is set for each replica"),
+        (split(ROLE, "{kv_role: kv_both}"), "kv_transfer_config.kv_role", 'is "kv_producer" here'),
+        (split(ASKS, "{kv_role: kv_producer}"), "kv_transfer_config.kv_role", 'is "kv_consumer" here'),
+        (split(ASKS, "{kv_connector: MooncakeConnector}"), "kv_connector", 'is "NixlConnector" here'),
+        (split(ROLE, "{engine_id: one}"), "kv_transfer_config.engine_id", "each makes its own"),
+        (split("", "{kv_connector: NixlConnector, kv_role: kv_both}"), "kv_connector", "prefill: {endpoint: NAME}"),
+        (split("", "{kv_connector: P2pNcclConnector, kv_role: kv_both}"), "kv_connector", "OffloadingConnector"),
+        (split("", "{kv_role: kv_producer}"), "kv_transfer_config.kv_role", 'Write "role: prefill"'),
+        (split("", "{kv_role: kv_consumer}"), "kv_transfer_config.kv_role", 'Write "prefill: {endpoint: NAME}"'),
+        (split("", "kv_producer"), "vllm.kv_transfer_config", "expected an object"),
     ],
-)
-def test_prefill_and_decode_on_engines_of_their_own_are_not_supported_yet(given: str, said: list[str]) -> None:
-    kwargs = "engine_kwargs: {vllm: {kv_transfer_config: " + given + "}}"
-    text = section("serve", "{model: {source: m}, engine: vllm, " + kwargs + "}")
-    if not said:
-        assert load(text)
-        return
+)  # fmt: skip
+def test_what_would_come_to_nothing_of_a_split_is_refused_with_what_to_write(text: str, where: str, words: str) -> None:
     with pytest.raises(SpecError) as caught:
         load(text)
-    assert [problem.code for problem in caught.value.problems] == ["not_supported_yet"] * len(said)
-    assert all(word in str(caught.value) for word in said)
+    [found] = caught.value.problems
+    assert f'{where}": ' in str(found) and words in str(found)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        split(ROLE) + "slo: {latency_p95: 1s}\nreplicas: 0..4",
+        split(ASKS) + "slo: {ttft_p95: 1s}",
+        split(ROLE, "{kv_role: kv_producer, kv_connector_extra_config: {kv_lease_duration: 60}}"),
+        split(ASKS, "{kv_load_failure_policy: fail}"),
+        split("", "{kv_connector: OffloadingConnector, kv_role: kv_both}"),  # one engine has more room
+    ],
+)
+def test_both_halves_of_a_split_are_endpoints_as_others_are(text: str) -> None:
+    [spec] = load(text)
+    serve = spec.dump()["serve"]
+    assert serve["prefill"] in (None, {"endpoint": "b", "from_tokens": 512}) and serve["role"] in (None, "prefill")
 
 
 def test_what_is_right_reaches_the_replica_as_it_was_written() -> None:

@@ -50,6 +50,8 @@ def documents(file: str) -> dict[str, str]:
     [
         ("sql-lora", ["checkpoint.uri"]),
         ("qwen", []),
+        ("large", []),
+        ("large-prompts", []),
         ("support-desk", []),
         ("my-loop", []),
         ("score-archive", []),
