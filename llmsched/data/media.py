@@ -10,7 +10,7 @@ import io
 import wave
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 from llmsched.data import files
 from llmsched.data.messages import Unusable
@@ -74,7 +74,10 @@ def flaw(source: Source, role: str, rate: int | None, least: int = 1) -> str:
         except Exception:  # a broken file breaks in many ways
             return f"has an image that cannot be read{named}"
         return ""
-    heard = _samples_and_rate(source)
+    try:
+        heard = _samples_and_rate(source)
+    except Unusable as error:
+        return f"has audio{named} that {error}"
     if heard is None:
         return f"has audio that cannot be read{named}"
     samples, given = heard
@@ -99,18 +102,61 @@ def size_of(source: Source) -> tuple[int, int] | None:
         return None
 
 
+class Wav(NamedTuple):
+    samples: bytes  # of all channels in turn, as they stand in the file
+    rate: int  # a second
+    width: int  # bytes of a sample
+    channels: int
+
+
+_STREAMED = 0x7FFF_0000  # bytes: who writes into a pipe cannot know how many come, and says this or more
+
+
+def wav(source: Source) -> Wav:
+    """A WAV file of PCM. Raises Unusable for one that is cut off, and wave.Error or EOFError for what is none."""
+    try:
+        with _bytes_of(source) as file, wave.open(file) as given:
+            rate, width, channels = given.getframerate(), given.getsampwidth(), given.getnchannels()
+            told, samples = given.getnframes(), given.readframes(given.getnframes())
+    except RuntimeError:  # of a part that is longer than the file says that it is
+        raise wave.Error("its parts do not fit together") from None
+    of_one = width * channels
+    there, rest = divmod(len(samples), of_one)
+    if rest or (there < told and told * of_one < _STREAMED):
+        raise Unusable(f"is a WAV file that is cut off: its head tells of {told:,} samples, and {there:,} are whole")
+    return Wav(samples, rate, width, channels)
+
+
+def _told_of(given: wave.Wave_read) -> int:
+    """Samples by the head of a WAV file, of which the last one alone is read. Raises Unusable where it is not there."""
+    told, of_one = given.getnframes(), given.getsampwidth() * given.getnchannels()
+    if told and told * of_one < _STREAMED:
+        try:
+            given.setpos(told - 1)
+            is_there = len(given.readframes(1)) == of_one
+        except RuntimeError:  # beyond the end that the file itself has
+            is_there = False
+        if not is_there:
+            raise Unusable(f"is a WAV file that is cut off: its head tells of {told:,} samples")
+    return told
+
+
+def _bytes_of(source: Source) -> BinaryIO:
+    return source.open("rb") if isinstance(source, Path) else io.BytesIO(source)
+
+
 _FLAC_HEAD = 26  # bytes: its name, the head of the first block, and of that block as far as the numbers go
 _BEGINNINGS = (b"fLaC", b"OggS", b"ID3", b"FORM", b".snd", b"caff", b"\xff")
 
 
 def _samples_and_rate(source: Source) -> tuple[int, int] | None:
     """Of audio; None: it is none. (1, 0) where nobody here can tell: of another format than PCM WAV, which a worker may
-    know."""
+    know. Raises Unusable for a WAV file that is cut off."""
     data = source if isinstance(source, bytes) else None
     try:
-        with wave.open(str(source) if data is None else io.BytesIO(data)) as heard:
-            return heard.getnframes(), heard.getframerate()
-    except (wave.Error, EOFError, OSError):
+        with _bytes_of(source) as file, wave.open(file) as heard:
+            return _told_of(heard), heard.getframerate()
+    except (wave.Error, EOFError, OSError, RuntimeError):
         pass
     if (told := _of_flac(source if data is None else data)) is not None:
         return told

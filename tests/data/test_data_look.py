@@ -397,6 +397,17 @@ def test_audio_that_is_none_or_holds_no_sample_is_said_before_anything_runs(tmp_
         )
     with wave.open(str(tmp_path / "x.wav"), "wb") as file:
         file.setparams((1, 2, 8000, 0, "NONE", ""))
+        file.writeframes(bytes(800))
+    whole = (tmp_path / "x.wav").read_bytes()
+    for cut in (2, 1, 800):
+        (tmp_path / "x.wav").write_bytes(whole[:-cut])
+        assert "row 1 of a.jsonl has audio (x.wav) that is a WAV file that is cut off" in said_of(
+            tmp_path, [{"audio": "x.wav", "label": "a"}], "audio-classification"
+        )
+    (tmp_path / "x.wav").write_bytes(whole[:40] + b"\xff\xff\xff\xff" + whole[44:])  # as written into a pipe
+    assert said_of(tmp_path, [{"audio": "x.wav", "label": label} for label in "ab"], "audio-classification") == ""
+    with wave.open(str(tmp_path / "x.wav"), "wb") as file:
+        file.setparams((1, 2, 8000, 0, "NONE", ""))
     assert "row 1 of a.jsonl has audio without a sample (x.wav)" in said_of(
         tmp_path, [{"audio": "x.wav", "label": "a"}], "audio-classification"
     )

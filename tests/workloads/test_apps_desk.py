@@ -164,6 +164,8 @@ def test_a_message_that_is_none_is_refused_with_what_one_is(calls, body, said):
         ("knowledge", ClusterError("knowledge answered HTTP 503: no replica"), 503),
         ("knowledge", RequestError("knowledge answered HTTP 429: full", http_status=429), 429),
         ("assistant", ClusterError("assistant answered HTTP 503: no replica"), 503),
+        ("intents", RequestError("intents answered HTTP 422: too long", http_status=422), 422),
+        ("intents", RequestError("intents answered HTTP 404: none", http_status=404), 502),
     ],
 )
 def test_an_endpoint_that_is_away_is_named(calls, name, error, status):
@@ -180,3 +182,11 @@ def test_behind_http_a_desk_answers_json_and_events(calls):
         return [each async for each in JsonApp(made()).stream({"message": "who wrote dune?", "stream": True})]
 
     assert [sorted(each)[0] for each in asyncio.run(events())] == ["entities", "text"]
+
+
+def test_a_talk_that_never_ends_makes_no_longer_question(calls):
+    app, session = made(remembers=2), ""
+    for number in range(5):
+        said = app({"message": f"{number}" * desk.LONGEST, "session": session})
+        session = said["session"]
+        assert len(said["question"]) <= desk.LONGEST and said["question"].endswith(f"{number}" * 100)

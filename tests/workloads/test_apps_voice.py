@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from starlette.exceptions import HTTPException
 
-from llmsched.errors import ClusterError
+from llmsched.errors import ClusterError, RequestError
 from workloads.apps import voice, whisper
 from workloads.apps.voice import Voice, wav
 
 RATE = 16_000
 TONE = wav(np.sin(np.arange(RATE) / 20) / 2, RATE)
 BARE = base64.b64decode(TONE)
+RATES = (bytes(4), b"\x01\0\0\0", b"\xfb\xff\xff\xff")  # 0, 1, and a prime: samples in a second
 SILENT = wav(np.zeros(RATE), RATE)
 
 
@@ -76,9 +77,14 @@ def test_a_voice_that_says_nothing_is_asked_of_nobody(calls):
         ({"audio": "???"}, '"audio" is not base64'),
         ({"audio": "http://host/x.wav"}, "nothing is fetched"),
         ({"audio": base64.b64encode(b"no sound at all").decode()}, '"audio" is no WAV file'),
-        ({"audio": base64.b64encode(BARE[:-1]).decode()}, "with its last sample cut off"),
-        ({"audio": base64.b64encode(BARE[:24] + bytes(4) + BARE[28:]).decode()}, "with 0 samples in a second"),
-        ({"audio": wav(np.ones(61 * 8), 8)}, '"audio" has 16 bits and 61 s; at most 60 s of 16'),
+        ({"audio": base64.b64encode(BARE[:-1]).decode()}, "cut off: its head tells of 16,000 samples, and 15,999 are"),
+        ({"audio": base64.b64encode(BARE[:-2]).decode()}, "cut off: its head tells of 16,000 samples, and 15,999 are"),
+        ({"audio": base64.b64encode(BARE[:44]).decode()}, "cut off: its head tells of 16,000 samples, and 0 are"),
+        ({"audio": base64.b64encode(BARE[:24] + bytes(4) + BARE[28:]).decode()}, '"audio" has 0 samples in a second'),
+        ({"audio": wav(np.ones(61 * 8), 8)}, '"audio" has 61 s; at most 60 s of 16 bits'),
+        ({"audio": base64.b64encode(BARE[:32] + b"\x01\0\x08" + BARE[35:]).decode()}, '"audio" has 8 bits; at most'),
+        ({"audio": base64.b64encode(BARE[:16] + b"\xff" * 4 + BARE[20:]).decode()}, '"audio" is no WAV file'),
+        ({"audio": TONE, "session": 3}, "what is said is"),
     ],
 )
 def test_what_is_no_speech_is_refused_with_what_is(calls, body, said):
@@ -104,13 +110,37 @@ def test_whisper_says_what_is_missing_and_what_it_cannot_hear():
     with pytest.raises(ValueError, match="the package no_such_model is missing on this node"):
         whisper.Whisper(package="no_such_model")
     for audio, why in (
-        ("?", "no WAV file in base64"),
+        ("?", "is not base64; expected a WAV file of 16 bits and one channel"),
         (base64.b64encode(b"RIFF").decode(), "no WAV file"),
-        (3, "no WAV"),
-        (base64.b64encode(BARE[:-1]).decode(), "with its last sample cut off"),
-        (base64.b64encode(BARE[:24] + bytes(4) + BARE[28:]).decode(), "with 0 samples in a second"),
+        (3, "is not base64"),
+        (base64.b64encode(BARE[:-1]).decode(), "cut off"),
+        (base64.b64encode(BARE[:-2]).decode(), "cut off"),
+        *(
+            (base64.b64encode(BARE[:24] + rate + BARE[28:]).decode(), "samples in a second; from 4,000")
+            for rate in RATES
+        ),
     ):
         with pytest.raises(HTTPException, match=why):
             whisper.heard(audio)
+    piped = base64.b64encode(BARE[:4] + b"\xff" * 4 + BARE[8:40] + b"\xff" * 4 + BARE[44:]).decode()
+    assert (whisper.heard(piped) == whisper.heard(TONE)).all(), "who writes into a pipe knows no length"
+    assert len(whisper.heard(wav(np.ones(RATE * 40), RATE))) == whisper.HEARD_S * RATE + 2 * whisper.QUIET
     samples = whisper.heard(TONE)
     assert samples[: whisper.QUIET].any() == np.False_ and np.abs(samples).max() > 0.05
+
+
+def test_a_long_answer_is_spoken_as_far_as_a_mouth_takes_it_and_an_empty_one_is_not(calls, monkeypatch):
+    for said, spoken in (("x" * 5000, f"spoken: {'x' * 4096}"), (" ", None)):
+        monkeypatch.setattr(calls, "post", lambda name, body, said=said: (
+            {"audio": f"spoken: {body['text']}"} if name == "speak" else {"answer": said}))  # fmt: skip
+        assert Voice("hear", "desk", mouth="speak")({"audio": TONE})["audio"] == spoken
+
+
+def test_what_the_ears_refuse_is_refused(calls, monkeypatch):
+    def post(name, body):
+        raise RequestError("hear answered HTTP 422: it has 2 channels", http_status=422)
+
+    monkeypatch.setattr(calls, "post", post)
+    with pytest.raises(HTTPException, match="2 channels") as refused:
+        Voice("hear", "desk", ears_are="app")({"audio": TONE})
+    assert refused.value.status_code == 422

@@ -224,6 +224,8 @@ def _image() -> str:
 
 
 SHORT, PIXEL = _audio_of(1), _image()
+CUT = base64.b64encode(base64.b64decode(_audio_of(800))[:-2]).decode()
+DEEP = base64.b64encode(bytearray(base64.b64decode(_audio_of(800))).replace(b"\x10\0data", b"\x40\0data")).decode()
 UNREAD = [
     ("image-classification", [{"image": "https://example.org/a.png"}], "nothing is fetched"),
     ("image-classification", [{"image": "aGVsbG8="}], "is no image"),
@@ -231,6 +233,8 @@ UNREAD = [
     ("image-classification", ["good film"], 'An input of this model is {"image"'),
     ("image-classification", [{"image": "/etc/hostname"}], "is not base64"),
     ("audio-classification", [{"audio": "aGVsbG8="}], "is no audio"),
+    ("audio-classification", [{"audio": CUT}], "cut off: its head tells of 800 samples, and 799 are whole"),
+    ("audio-classification", [{"audio": DEEP}], "is audio of 64 bits a sample"),
     ("audio-classification", [{"audio": SHORT}], "The input is audio of 1 samples; this model hears nothing below"),
     ("question-answering", ["good film"], "a question and the passage"),
     ("visual-question-answering", [{"image": "aGVsbG8="}], 'is {"text", "image": base64'),

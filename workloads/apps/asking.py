@@ -1,8 +1,9 @@
-"""Asking an endpoint in the course of an answer: one that is away is named to whoever asked the app."""
+"""Asking an endpoint in the course of an answer, and what whoever asked the app is told when that goes wrong."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 from starlette.exceptions import HTTPException
@@ -12,12 +13,25 @@ from llmsched.errors import ClusterError, LlmschedError
 T = TypeVar("T")
 
 
-def asked(call: Callable[..., T], *given: Any) -> T:
+def asked(call: Callable[..., T], *given: Any, **named: Any) -> T:
     """What `call`, of llmsched.runtime.calls, answers. Raises HTTPException: 503 that may be tried again, 429 where the
-    endpoint is full, else 502."""
+    endpoint is full, 422 where it refuses what it was asked, which came from whoever asked the app, else 502."""
     try:
-        return call(*given)
+        return call(*given, **named)
     except ClusterError as error:
         raise HTTPException(503, str(error), {"Retry-After": "1"}) from None
     except LlmschedError as error:
-        raise HTTPException(429 if error.http_status == 429 else 502, str(error)) from None
+        status = 422 if is_refused(error) else 429 if error.http_status == 429 else 502
+        raise HTTPException(status, str(error)) from None
+
+
+def is_refused(error: LlmschedError) -> bool:
+    """Whether an endpoint will never take what it was asked: too long, or not what it reads."""
+    return error.http_status in (400, 413, 422)
+
+
+def in_words(error: Exception) -> str:
+    """What went wrong, without the folders of this machine: whoever asks an app is told it."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{Path(str(error.filename)).name}: {error.strerror}" if error.filename else error.strerror
+    return str(error)

@@ -101,7 +101,7 @@ class Desk:
                     return said.splitlines()[0]
             except LlmschedError as error:
                 print(f"[desk] {error}", flush=True)
-        return f"{earlier} {now}"
+        return f"{earlier} {now}"[-LONGEST:]  # the next question has this one in front
 
     def _written(self, question: str, found: list[dict[str, Any]]) -> Iterator[str]:
         known = "\n".join(f"- {one['text']}: {one.get(self._column, '')}" for one in found)

@@ -4,8 +4,9 @@
     calls: [hear, desk, speak]
 
 `{"audio": a WAV file in base64, "session": ...}` -> `{"heard": a text, "answer": what the other app says, "audio": it
-spoken}`. The ears are an `automatic-speech-recognition` endpoint, or an app (`ears_are: app`) of `{"audio"}` ->
-`{"text"}`; the mouth is an app of `{"text"}` -> `{"audio"}`. A voice that says nothing is told so and nobody is asked.
+spoken, its first 4,096 characters}`. The ears are an `automatic-speech-recognition` endpoint, or an app (`ears_are:
+app`) of `{"audio"}` -> `{"text"}`; the mouth is an app of `{"text"}` -> `{"audio"}`. A voice that says nothing is told
+so and nobody is asked.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from llmsched.runtime import calls
 from workloads.apps.asking import asked
 
 LONGEST_S = 60.0
+SAID_AT_MOST = 4096  # characters of an answer; a mouth takes no more
 SILENCE = 0.003  # of full scale, as the square root of the mean of squares
 _EXPECTED = '{"audio": a WAV file of 16 bits in base64, "session": of the answer before, or none}'
 
@@ -43,7 +45,7 @@ class Voice:
 
     def __call__(self, body: dict[str, Any]) -> dict[str, Any]:
         audio, session = body.get("audio"), body.get("session")
-        if set(body) - {"audio", "session"} or not isinstance(audio, str):
+        if set(body) - {"audio", "session"} or not isinstance(audio, str) or not isinstance(session, str | None):
             raise HTTPException(422, f"what is said is {_EXPECTED}")
         if is_silent(audio):
             return {"heard": "", "answer": None, "audio": None}
@@ -53,8 +55,13 @@ class Voice:
         question = {self._ask: heard, **({"session": session} if session else {})}
         answer = asked(calls.post, self._answers, question)
         words = answer.get(self._field, answer) if isinstance(answer, dict) else answer
-        spoken = asked(calls.post, self._mouth, {"text": str(words)})["audio"] if self._mouth else None
-        return {"heard": heard, "answer": answer, "audio": spoken}
+        return {"heard": heard, "answer": answer, "audio": self._say(str(words))}
+
+    def _say(self, words: str) -> Any:
+        """None without a mouth, and where there is nothing to say."""
+        if not self._mouth or not words.strip():
+            return None
+        return asked(calls.post, self._mouth, {"text": words[:SAID_AT_MOST]})["audio"]
 
     def _hear(self, audio: str) -> str:
         if self._ears_are == "app":
@@ -63,25 +70,18 @@ class Voice:
 
 
 def is_silent(audio: str) -> bool:
-    """Raises HTTPException (422) for what is no WAV file of 16 bits, or too long."""
+    """Raises HTTPException (422) for what is no WAV file of 16 bits, cut off, or too long."""
     try:
-        with wave.open(io.BytesIO(media.of_text(audio))) as given:
-            rate, width, of_frame = (
-                given.getframerate(),
-                given.getsampwidth(),
-                given.getsampwidth() * given.getnchannels(),
-            )
-            seconds = given.getnframes() / max(rate, 1)
-            frames = given.readframes(int(LONGEST_S * rate))
+        frames, rate, width, channels = media.wav(media.of_text(audio))
     except Unusable as error:
-        raise HTTPException(422, f'"audio" {error}') from None
+        raise HTTPException(422, f'"audio" {error}; what is said is {_EXPECTED}') from None
     except (wave.Error, EOFError):
         raise HTTPException(422, f'"audio" is no WAV file; what is said is {_EXPECTED}') from None
-    if rate < 1 or len(frames) % of_frame:
-        what = "0 samples in a second" if rate < 1 else "its last sample cut off"
-        raise HTTPException(422, f'"audio" is a broken WAV file, with {what}; what is said is {_EXPECTED}')
-    if width != 2 or seconds > LONGEST_S:
-        raise HTTPException(422, f'"audio" has {8 * width} bits and {seconds:.0f} s; at most {LONGEST_S:.0f} s of 16')
+    if rate < 1:
+        raise HTTPException(422, f'"audio" has 0 samples in a second; what is said is {_EXPECTED}')
+    if width != 2 or (seconds := len(frames) / (rate * width * channels)) > LONGEST_S:
+        what = f"{8 * width} bits" if width != 2 else f"{seconds:.0f} s"
+        raise HTTPException(422, f'"audio" has {what}; at most {LONGEST_S:.0f} s of 16 bits are heard')
     samples = np.frombuffer(frames, "<i2").astype(np.float32) / 32768
     return samples.size == 0 or float(np.sqrt(np.mean(samples**2))) < SILENCE
 

@@ -9,7 +9,6 @@ the names that will be heard; it is no list that binds.
 
 from __future__ import annotations
 
-import io
 import wave
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +21,9 @@ from llmsched.data import media
 from llmsched.data.messages import Unusable
 
 RATE = 16_000
+LEAST_RATE, MOST_RATE = 4_000, 192_000
+HEARD_S = 30.0  # the model hears no more at once
+_EXPECTED = "expected a WAV file of 16 bits and one channel, in base64"
 QUIET = RATE // 2  # samples before and after: it misses a first word without
 MELS = 80
 LONGEST, LONGEST_HINT = 64, 128  # tokens
@@ -64,14 +66,16 @@ def heard(audio: Any) -> np.ndarray:
     from scipy.signal import resample_poly
 
     try:
-        with wave.open(io.BytesIO(media.of_text(audio if isinstance(audio, str) else ""))) as said:
-            frames, rate, shape = said.readframes(said.getnframes()), said.getframerate(), said.getparams()[:2]
-    except (Unusable, wave.Error, EOFError) as error:
-        raise HTTPException(422, f'"audio" is no WAV file in base64: {error}') from None
-    if shape != (1, 2):
-        raise HTTPException(422, f'"audio" has {shape[0]} channels of {8 * shape[1]} bits; expected 1 of 16')
-    if rate < 1 or len(frames) % 2:
-        what = "0 samples in a second" if rate < 1 else "its last sample cut off"
-        raise HTTPException(422, f'"audio" is a broken WAV file, with {what}')
+        frames, rate, width, channels = media.wav(media.of_text(audio if isinstance(audio, str) else ""))
+    except Unusable as error:
+        raise HTTPException(422, f'"audio" {error}; {_EXPECTED}') from None
+    except (wave.Error, EOFError) as error:
+        raise HTTPException(422, f'"audio" is no WAV file ({error}); {_EXPECTED}') from None
+    if (channels, width) != (1, 2):
+        raise HTTPException(422, f'"audio" has {channels} channels of {8 * width} bits; {_EXPECTED}')
+    if not LEAST_RATE <= rate <= MOST_RATE:  # what is heard has RATE a second: others would become millions
+        rates = f"from {LEAST_RATE:,} to {MOST_RATE:,} are heard"
+        raise HTTPException(422, f'"audio" has {rate:,} samples in a second; {rates}')
+    frames = frames[: int(HEARD_S * rate) * width]
     samples = np.frombuffer(frames, "<i2").astype(np.float32) / 32768
     return np.asarray(np.pad(resample_poly(samples, RATE, rate), QUIET))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from llmsched.data.media import Source
+from llmsched.data.media import Source, wav
 from llmsched.data.messages import Unusable
 
 MOST_PIXELS = 50_000_000
@@ -47,17 +47,19 @@ def _samples(source: Source) -> tuple[Any, int]:
     """[samples, channels] and the rate: PCM WAV by Python itself, anything else by soundfile where it is there."""
     data = source.read_bytes() if isinstance(source, Path) else source
     try:
-        with wave.open(io.BytesIO(data)) as file:
-            raw, width, channels = file.readframes(file.getnframes()), file.getsampwidth(), file.getnchannels()
-            rate = file.getframerate()
+        raw, rate, width, channels = wav(data)
     except (wave.Error, EOFError):
         return _by_soundfile(data, source)
+    except Unusable as error:
+        raise Unusable(f"{error}{_named(source)}") from None
+    kinds: dict[int, Any] = {1: np.uint8, 2: "<i2", 4: "<i4"}
     if width == 3:
         padded = np.pad(np.frombuffer(raw, np.uint8).reshape(-1, 3), ((0, 0), (1, 0)))
         numbers = (padded.copy().view("<i4") >> 8).ravel()
-    else:
-        kinds: dict[int, Any] = {1: np.uint8, 2: "<i2", 4: "<i4"}
+    elif width in kinds:
         numbers = np.frombuffer(raw, kinds[width]).astype(np.int64) - 128 * (width == 1)
+    else:
+        raise Unusable(f"is audio of {8 * width} bits a sample{_named(source)}; 8, 16, 24 and 32 are read")
     return (numbers / float(1 << (8 * width - 1))).astype(np.float32).reshape(-1, channels), rate
 
 
@@ -68,10 +70,15 @@ def _by_soundfile(data: bytes, source: Source) -> tuple[Any, int]:
     import soundfile
 
     try:
-        samples, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            told, rate = int(file.frames), int(file.samplerate)
+            samples = file.read(dtype="float32", always_2d=True)
     except Exception as error:
         raise Unusable(f"is no audio that can be read{_named(source)}") from error
-    return samples, int(rate)
+    if len(samples) < told:
+        there = f"its head tells of {told:,} samples, and {len(samples):,} are whole"
+        raise Unusable(f"is audio that is cut off{_named(source)}: {there}")
+    return samples, rate
 
 
 def _named(source: Source) -> str:
