@@ -67,17 +67,18 @@ def before_wildcard(pattern: str) -> str:
     return _IS_PATTERN.split(pattern, maxsplit=1)[0]
 
 
-def find(path: Path, split: str | None = None) -> list[DataFile]:
-    """The data files of a file, a folder or a pattern, in the order of their names. Raises DataError."""
+def find(path: Path, split: str | None = None, aside: dict[Path, str] | None = None) -> list[DataFile]:
+    """The data files of a file, a folder or a pattern, in the order of their names. Raises DataError; with `aside` not
+    for a file of which nobody can tell the kind: that is put there, with what is wrong with it."""
     if is_pattern(str(path)):
         names = glob.glob(str(path), recursive=True)  # noqa: PTH207  the pattern may be absolute
         matched = sorted(map(Path, names))
         files = [each for each in matched if each.is_file()]
         if not files:
             raise NothingThere(f"no file matches {path}")
-        return [_kind_of(each) for each in files]
+        return _kinds_of(files, aside)
     if not path.is_dir():
-        return [_kind_of(path)]
+        return _kinds_of([path], aside)
     known = [each for each in sorted(path.rglob("*")) if each.is_file() and _is_data(each.relative_to(path))]
     if not known:
         expected = ", ".join(suffix for suffixes in KINDS.values() for suffix in suffixes)
@@ -108,6 +109,18 @@ def _by_name(name: Path) -> tuple[str, str | None] | None:
     inner = suffixes[:-1] if compression else suffixes
     kind = _BY_SUFFIX.get(inner[-1]) if inner else None
     return (kind, compression) if kind else None
+
+
+def _kinds_of(paths: list[Path], aside: dict[Path, str] | None) -> list[DataFile]:
+    found = []
+    for path in paths:
+        try:
+            found.append(_kind_of(path))
+        except (DataError, OSError) as error:
+            if aside is None or not path.is_file():  # a folder that is away just now is no file that is wrong
+                raise
+            aside[path] = str(error) if isinstance(error, DataError) else f"cannot be read: {error.strerror or error}"
+    return found
 
 
 def _kind_of(path: Path) -> DataFile:

@@ -3,13 +3,12 @@
 Of a file whose lines are its rows (JSON Lines, text) every new line counts once its end is there, and a last one that
 is whole without it once it rests. Any other file counts whole, once two looks saw it alike, since nobody can tell a
 file that is still being written. What has been taken stays taken: a file that becomes shorter, or another one under the
-same name, is refused.
+same name, is refused. A file that a pattern takes and whose kind nobody can tell is told of once, as one without rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 
 from llmsched.data import tables
@@ -32,26 +31,38 @@ class Growth:
         self._compared: dict[str, int] = {}  # the time of change at which the marks were last those that were taken
         self._seen: dict[str, tuple[int, int, float]] = {}  # size and time of what waits, and the look before its first
         self._looked_at: float | None = None
+        self._unknown: dict[Path, str] = {}  # files of which nobody can tell the kind, and why not
         for file in known:
             self._take(file)
 
     def look(self, now: float) -> list[File]:
-        """What is new at `now` (Unix time). Raises DataError."""
+        """What is new at `now` (Unix time). Raises DataError and OSError, of one file: where others have what is new,
+        these come first, and the next look raises."""
         before, self._looked_at = self._looked_at if self._looked_at is not None else now, now
+        self._unknown = {}
         try:
-            there = find(self._place, self._split)
+            there = find(self._place, self._split, self._unknown)
         except NothingThere:
             return []
         found: list[File] = []
-        for file in there:
-            with suppress(FileNotFoundError):  # gone since
+        wrong: list[DataError | OSError] = []
+        for file in sorted([*there, *(DataFile(path, "", None) for path in self._unknown)]):
+            try:
                 found += self._new_of(file, before)
+            except FileNotFoundError:  # gone since
+                continue
+            except (DataError, OSError) as error:  # what was found of others counts as taken from now on
+                wrong.append(error)
+        if wrong and not found:
+            raise wrong[0]
         return found
 
     def _new_of(self, file: DataFile, before: float) -> list[File]:
         name = str(file.path.relative_to(folder_of(self._place)))
         about = file.path.stat()
         size, lines, marks = self._taken.get(name, (0, 0, ""))
+        if file.path in self._unknown and name in self._taken:
+            return []  # it was told of
         by_lines = tables.has_lines(file) and not _is_wide(self._encoding)
         if about.st_size < size or (about.st_size != size and size and not by_lines):
             hint = "new lines go to its end" if by_lines else "only lines of .jsonl and .txt can be added to a file"
@@ -87,6 +98,8 @@ class Growth:
         self._taken[file.name] = (file.size, lines, file.marks)
 
     def _whole(self, file: DataFile, name: str, size: int, since: float) -> File:
+        if why := self._unknown.get(file.path):
+            return File(name, 0, size, since=since, why=f"{name}: {why}")
         marks = marks_of(file.path, size)
         try:
             return File(name, rows_of(file, self._encoding), size, since=since, marks=marks)

@@ -11,7 +11,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from llmsched.data import reading
+from llmsched.data import files, reading
 from llmsched.data.rows import BadRows, DataError, OnBadRow, Rows
 
 ROWS = [{"text": "good; very, \tgood", "label": "pos"}, {"text": 'a "bad"\u2028film', "label": "neg"}]
@@ -151,3 +151,15 @@ def test_what_cannot_be_read_says_where(name: str, content: bytes, message: str,
 def test_only_the_first_rows_are_read_where_no_more_are_wanted(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n' * 10 + "broken")
     assert len(read(tmp_path / "a.jsonl", limit=10)) == 10
+
+
+def test_a_file_of_a_pattern_whose_kind_nobody_can_tell_is_put_aside_where_that_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(LINES)
+    (tmp_path / "plan.docx").write_bytes(b"PK and so on")
+    with pytest.raises(DataError, match="cannot read '.docx'"):
+        files.find(tmp_path / "*")
+    aside: dict[Path, str] = {}
+    assert [file.name for file in files.find(tmp_path / "*", aside=aside)] == ["a.jsonl"]
+    assert list(aside) == [tmp_path / "plan.docx"] and "cannot read '.docx'" in aside[tmp_path / "plan.docx"]
+    with pytest.raises(FileNotFoundError):
+        files.find(tmp_path / "a folder that is away", aside=aside)

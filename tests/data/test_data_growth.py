@@ -149,3 +149,25 @@ def test_whoever_writes_and_however_often_somebody_else_takes_over_each_row_is_t
     for _ in range(2):
         files += growth.look(50.0)
     assert sorted(texts(tmp_path, files)) == sorted(written)
+
+
+def test_a_file_whose_kind_nobody_can_tell_is_told_of_once_however_it_grows(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n')
+    (tmp_path / "app.log").write_text("started\n")
+    growth = Growth(tmp_path / "*", "data", [])
+    assert [file.name for file in growth.look(1.0)] == ["a.jsonl"]
+    (strange,) = growth.look(2.0)
+    assert strange.rows == 0 and strange.why.startswith("app.log: cannot read '.log'")
+    (tmp_path / "app.log").write_text("started\nstopped\n")
+    assert growth.look(3.0) == growth.look(4.0) == []
+
+
+def test_what_came_beside_a_file_that_is_wrong_is_taken_and_told_of(tmp_path: Path) -> None:
+    (tmp_path / "b.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
+    growth = Growth(tmp_path, "data", [])
+    growth.look(1.0)
+    (tmp_path / "b.jsonl").write_text('{"text": "other"}\n')
+    (tmp_path / "a.jsonl").write_text('{"text": "new"}\n')
+    assert [file.name for file in growth.look(2.0)] == ["a.jsonl"]
+    with pytest.raises(DataError, match="b.jsonl has changed"):
+        growth.look(3.0)

@@ -75,3 +75,12 @@ def test_files_without_the_column_or_of_one_name_are_told(tmp_path, asked):
     (tmp_path / "answers" / "a.csv").write_text("text\nking\n")
     with pytest.raises(DataError, match="2 files would come to 1 names, such as a.jsonl"):
         embedder.embed(tmp_path / "answers", tmp_path / "vectors", "minilm")
+
+
+def test_a_file_that_cannot_be_read_keeps_no_other_one_from_its_vectors_and_is_told_at_the_end(tmp_path, asked):
+    write(tmp_path / "answers" / "a.jsonl", {"title": "king"})
+    write(tmp_path / "answers" / "b.jsonl", {"text": "king"})
+    (tmp_path / "answers" / "c.docx").write_bytes(b"PK")
+    with pytest.raises(DataError, match=r"c.docx: cannot read '.docx'.*a.jsonl: there is no column 'text'"):
+        embedder.embed(tmp_path / "answers" / "*", tmp_path / "vectors", "minilm", report=lambda **_: None)
+    assert [file.name for file in (tmp_path / "vectors").iterdir()] == ["b.jsonl"]

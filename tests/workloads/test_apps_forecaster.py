@@ -134,11 +134,12 @@ def test_holes_of_a_history_are_set_aside_and_their_time_passes(weather, monkeyp
     (model, _), _, rows = weather
     app, history = app_of(monkeypatch, tmp_path, model, rows[:600])
     append(app, history, ['{"x": 1', {"x": "much", "heat": 1}, {"x": 1e999, "heat": 1}, "[1]"])
+    append(app, history, [{"x": 10**400, "heat": 1}, {"x": 1e300, "heat": 1}])
     told = app({})
-    assert (told["rows"], told["set_aside"]) == (604, 4)
+    assert (told["rows"], told["set_aside"]) == (606, 6)
     assert "is not JSON" in told["named"][0] and "row 602 of history.jsonl has no number 'x'" in told["named"][1]
-    said = app({"forecast": [{"heat": row["heat"]} for row in rows[604 : 604 + AHEAD]]})
-    assert said["first"] == 604 and all(math.isfinite(value) for value in said["curve"])
+    said = app({"forecast": [{"heat": row["heat"]} for row in rows[606 : 606 + AHEAD]]})
+    assert said["first"] == 606 and all(math.isfinite(value) for value in said["curve"])
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,12 @@ from datetime import UTC, datetime
 import pytest
 from scipy.special import betainc
 from starlette.exceptions import HTTPException
-from waiting import PATIENCE_S
+from waiting import PATIENCE_S, wait_until
 
 from llmsched.data.rows import DataError
-from llmsched.errors import ClusterError
+from llmsched.errors import ClusterError, RequestError
 from workloads.apps import events, monitor, surge, windows
+from workloads.apps.asking import in_words
 from workloads.apps.monitor import Monitor
 from workloads.apps.windows import Windows
 
@@ -270,3 +271,45 @@ def test_one_that_is_given_a_folder_follows_it_by_itself(monkeypatch, tmp_path):
     (tmp_path / "feed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows([2])))
     assert counted.wait(PATIENCE_S)
     app._closing.set()
+
+
+def test_a_text_that_the_model_refuses_is_set_aside_and_no_other_row(tmp_path, monkeypatch):
+    def classify(model, texts, **_):
+        if "half a \ud800" in texts:
+            raise RequestError(f"{model} answered HTTP 400: not UTF-8", http_status=400)
+        return [{"index": at, "label": "good"} for at in range(len(texts))]
+
+    monkeypatch.setattr(events.calls, "classify", classify)
+    written = [{"text": "half a \ud800" if number in (3, 60) else "a gain", "at": 1.0} for number in range(90)]
+    (tmp_path / "feed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in written))
+    app = following(tmp_path, model="opinion")
+    app._look()
+    told = ask(app)
+    assert (told["rows"], told["set_aside"]) == (88, 2)
+    assert told["named"][0].startswith("row 4 of feed.jsonl has a text that is refused: opinion answered HTTP 400")
+
+
+def test_a_file_of_another_kind_and_numbers_beyond_all_floats_are_rows_that_are_broken(tmp_path):
+    (tmp_path / "app.log").write_text("started")
+    long = '{"label": "a", "at": 1' + "0" * 400 + "}\n"
+    (tmp_path / "feed.jsonl").write_text(long + '{"label": "a", "at": 1}\n')
+    app = following(tmp_path / "*")
+    app._look()
+    app._look()
+    told = ask(app)
+    assert (told["rows"], told["set_aside"], told["trouble"]) == (1, 2, "")
+    assert "row 1 of feed.jsonl has no 'at' that is a time" in told["named"][0]
+    assert "row 1 of app.log app.log: cannot read '.log'" in told["named"][1]
+
+
+def test_what_keeps_it_is_told_without_the_folders_of_the_machine(tmp_path):
+    (tmp_path / "feed.jsonl").write_text('{"label": "a", "at": 1}\n')
+    app = Monitor(rows=str(tmp_path), follow=3600.0)
+    wait_until(lambda: ask(app)["rows"] == 1)
+    (tmp_path / "feed.jsonl").write_text("")
+    app._closing.set()
+    app._follow(0.0)
+    assert "feed.jsonl has changed" in ask(app)["trouble"] and str(tmp_path) not in ask(app)["trouble"].replace(
+        f"data set {tmp_path.name}", ""
+    )
+    assert in_words(PermissionError(13, "Permission denied", str(tmp_path / "x.jsonl"))) == "x.jsonl: Permission denied"

@@ -7,17 +7,21 @@ import threading
 from functools import partial
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from starlette.exceptions import HTTPException
 from vectors import asked_for, vector
 from waiting import PATIENCE_S, wait_until
 
+from llmsched.data import tables
 from llmsched.errors import ClusterError, RequestError
 from workloads.apps import index as indices
 from workloads.apps import retriever
 from workloads.apps.index import Index
 from workloads.apps.passages import LONGEST, OF_ONE_AT_MOST, passages
 from workloads.apps.retriever import Retriever
+from workloads.inference.values import encoded
 
 WORDS = ["king", "queen", "car", "road", "rain"]
 TEXTS = ["the king and the queen", "a car on the road", "rain on the road", "king king king"]
@@ -208,3 +212,121 @@ def test_of_a_document_of_10_megabytes_a_bounded_part_is_read_and_the_rest_is_to
     assert answer["left_out"] == 10_000_000 - OF_ONE_AT_MOST * LONGEST
     assert len(answer["passages"][0]["text"]) <= LONGEST and answer["passages"][0]["year"] == 1900
     assert "its last 9000000 characters or more are left out" in capsys.readouterr().out
+
+
+def test_a_file_of_a_kind_that_nobody_reads_is_set_aside_and_new_ones_still_come_in(tmp_path, asked):
+    write(tmp_path / "a.jsonl", TEXTS)
+    app = made(tmp_path / "*")
+    (tmp_path / "plan.docx").write_bytes(b"PK and so on")
+    write(tmp_path / "b.jsonl", ["queen"])
+    app.look()
+    told = ask(app, "queen", 1)
+    assert told["of"] == 5 and len(told["set_aside"]) == 1
+    assert told["set_aside"][0].startswith("plan.docx: cannot read '.docx'; expected .jsonl")
+    (tmp_path / "plan.docx").unlink()
+    app.look()
+    assert ask(app, "queen", 1)["set_aside"] == []
+    with pytest.raises(ValueError, match=r"^only.docx: cannot read '.docx'"):
+        (tmp_path / "only.docx").write_bytes(b"PK")
+        made(tmp_path / "only.docx")
+
+
+def test_a_file_that_is_set_aside_is_called_by_its_name_from_the_folder_on(tmp_path, asked):
+    write(tmp_path / "a.jsonl", TEXTS)
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "short.jsonl").write_text('{"text": "x", "vector": [1, 2]}\n')
+    (tmp_path / "more" / "none.parquet").write_bytes(b"nothing")
+    (tmp_path / "more" / "body.jsonl").write_text('{"body": "x"}\n')
+    write(tmp_path / "more" / "good.jsonl", ["queen"])
+    told = ask(made(tmp_path), "queen", 1)
+    assert told["passages"][0]["source"] == "row 1 of more/good.jsonl"
+    words = " ".join(told["set_aside"])
+    assert len(told["set_aside"]) == 3 and str(tmp_path) not in words
+    assert "more/short.jsonl: vectors of 2 numbers, those of a.jsonl 5" in words
+    assert "row 1 of more/body.jsonl" in words and "more/none.parquet" in words
+
+
+def test_a_disk_that_gives_no_file_is_asked_again_and_the_other_files_come_in(tmp_path, asked, monkeypatch):
+    write(tmp_path / "a.jsonl", TEXTS)
+    app, opened, away = made(tmp_path), tables.opened, True
+
+    def gives(file):
+        if away and file.name == "b.jsonl":
+            raise PermissionError(13, "Permission denied", str(file.path))
+        return opened(file)
+
+    monkeypatch.setattr(tables, "opened", gives)
+    write(tmp_path / "b.jsonl", ["queen"])
+    write(tmp_path / "c.jsonl", ["queen", "king"])
+    app.look()
+    told = ask(app, "queen", 1)
+    assert told["of"] == 6 and "Permission denied: 'b.jsonl'" in told["set_aside"][0]
+    away = False
+    app.look()
+    assert ask(app, "queen", 1) | {"passages": []} == {"passages": [], "of": 7, "left_out": 0, "set_aside": []}
+
+
+def test_what_json_has_no_word_for_is_no_answer_that_fails(tmp_path, asked):
+    rows = {"text": ["the king", "a \ud800 queen"[:2] + "queen"], "year": [float("nan"), 1900.0]}
+    pyarrow.parquet.write_table(pyarrow.table(rows), tmp_path / "a.parquet")
+    (tmp_path / "b.jsonl").write_text('{"text": "half a \\ud800 road", "title": "\\udfff"}\n')
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["car"], "picture": [b"1"]}), tmp_path / "c.parquet")
+    answer = ask(made(tmp_path), "king", 9)
+    assert b"NaN" not in encoded(answer) and answer["of"] == 3
+    assert [one["year"] for one in answer["passages"] if "year" in one] == [None, 1900.0]
+    assert (
+        len(answer["set_aside"]) == 1 and "row 1 of c.parquet: The app's answer holds bytes" in answer["set_aside"][0]
+    )
+
+
+@pytest.mark.parametrize("vectors", ["[1, NaN]", "[]", '"far"', "[1e999, 1]", "[[1]]"])
+def test_vectors_that_are_none_are_set_aside(tmp_path, asked, vectors):
+    write(tmp_path / "a.jsonl", TEXTS)
+    (tmp_path / "b.jsonl").write_text(f'{{"text": "x", "vector": {vectors}}}\n')
+    (why,) = ask(made(tmp_path), "queen", 1)["set_aside"]
+    assert why.startswith("b.jsonl: its vectors")
+
+
+def test_vectors_of_another_model_than_the_one_that_is_asked_are_told(tmp_path, asked):
+    (tmp_path / "a.jsonl").write_text('{"text": "x", "vector": [1, 2]}\n')
+    with pytest.raises(HTTPException, match="vectors of 2 numbers, and minilm makes some of 5") as refused:
+        ask(made(tmp_path), "queen")
+    assert refused.value.status_code == 409
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(ClusterError("minilm answered HTTP 503"), 503), (RequestError("minilm answered HTTP 400", http_status=400), 422)],
+)
+def test_an_embedder_that_is_away_or_refuses_a_question_is_named(tmp_path, asked, monkeypatch, error, status):
+    write(tmp_path / "a.jsonl", TEXTS)
+    app = made(tmp_path)
+    monkeypatch.setattr(retriever.calls, "embeddings", Raising(error))
+    with pytest.raises(HTTPException, match="minilm answered") as refused:
+        ask(app, "queen")
+    assert refused.value.status_code == status
+
+
+def test_a_file_with_a_text_that_the_embedder_refuses_keeps_no_other_one_out(tmp_path, asked, monkeypatch):
+    write(tmp_path / "a.jsonl", TEXTS)
+    app, embeddings = made(tmp_path), retriever.calls.embeddings
+
+    def refuses(model, texts):
+        if "rain" in texts[0]:
+            raise RequestError("minilm answered HTTP 400: no text", http_status=400)
+        return embeddings(model, texts)
+
+    monkeypatch.setattr(retriever.calls, "embeddings", refuses)
+    write(tmp_path / "b.jsonl", ["rain"])
+    write(tmp_path / "c.jsonl", ["queen"])
+    app.look()
+    told = ask(app, "queen", 1)
+    assert told["of"] == 5 and told["set_aside"] == ["b.jsonl: minilm answered HTTP 400: no text"]
+
+
+class Raising:
+    def __init__(self, error):
+        self.error = error
+
+    def __call__(self, *_):
+        raise self.error

@@ -7,8 +7,9 @@
 
 Of each file below the first folder one of the same name comes into the second, as JSON Lines: its passages in `text`, a
 `vector` beside each, and all else that the row had. A `Retriever` of that folder takes them as they are. A file comes
-whole or not at all, in the place of the one that was there. Rows that cannot be read are set aside and named. It
-reports files, passages, left_out (characters).
+whole or not at all, in the place of the one that was there. Rows that cannot be read are set aside and named; a file
+that cannot be read keeps no other one from its vectors, and is an error at the end. It reports files, passages,
+left_out (characters).
 """
 
 from __future__ import annotations
@@ -31,15 +32,22 @@ AT_ONCE = 64  # texts in one request for vectors
 def embed(
     documents: Path, into: Path, model: str, column: str = "text", report: Callable[..., None] = progress.report
 ) -> None:
-    """`column`: what is found by. Raises DataError for files without it or of one name, and as calls.embeddings."""
+    """`column`: what is found by. Raises DataError for files of one name, and at the end for those that cannot be read,
+    such as without the column; and as calls.embeddings."""
     into.mkdir(parents=True, exist_ok=True)
     done = dict.fromkeys(("files", "passages", "left_out"), 0)
-    found = find(documents)
+    unknown: dict[Path, str] = {}
+    found = find(documents, aside=unknown)
+    wrong = [f"{path}: {why}" for path, why in unknown.items()]
     files = {file.path.name.partition(".")[0] + ".jsonl": file for file in found}
     if len(files) < len(found):
         raise DataError(f"{documents}: {len(found)} files would come to {len(files)} names, such as {min(files)}")
     for name, file in files.items():
-        rows = [*_rows(file, column, done)]
+        try:
+            rows = [*_rows(file, column, done)]
+        except DataError as error:
+            wrong.append(str(error))
+            continue
         by_length = sorted(rows, key=lambda row: len(row["text"]))  # beside a long text a short one costs as much
         for begin in range(0, len(rows), AT_ONCE):
             some = by_length[begin : begin + AT_ONCE]
@@ -52,6 +60,8 @@ def embed(
         done["files"] += 1
         done["passages"] += len(rows)
         report(**done)
+    if wrong:
+        raise DataError("; ".join(wrong))
 
 
 def _rows(file: DataFile, column: str, done: dict[str, int]) -> Iterator[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -10,7 +9,9 @@ from typing import Any, NamedTuple
 
 from llmsched import sanitize
 from llmsched.data.rows import Bad
+from llmsched.errors import RequestError
 from llmsched.runtime import calls
+from workloads.apps.asking import is_refused
 
 AT_ONCE = 64  # texts in one request for labels
 KEY_AT_MOST = 200  # characters
@@ -31,15 +32,26 @@ class Events:
         self._at, self._text, self._model = at, text, model
 
     def of(self, rows: Sequence[Any]) -> list[Event | Bad]:
-        """One for each row. Raises as `calls.classify`."""
-        keys = [self._key(row) for row in rows]
+        """One for each row. Raises as `calls.classify`, but not for a text that the model refuses."""
+        keys: list[str | Bad | None] = [self._key(row) for row in rows]
         bare = [at for at, row in enumerate(rows) if self._model and keys[at] is None and self._has_text(row)]
         for begin in range(0, len(bare), AT_ONCE):
             some = bare[begin : begin + AT_ONCE]
-            said = calls.classify(self._model, [rows[at][self._text] for at in some])
-            for at, one in zip(some, said, strict=True):
-                keys[at] = str(one["label"])
+            for at, label in zip(some, self._labels([rows[at][self._text] for at in some]), strict=True):
+                keys[at] = label
         return [self._event(row, key) for row, key in zip(rows, keys, strict=True)]
+
+    def _labels(self, texts: list[str]) -> list[str | Bad]:
+        """Of texts that are refused together each half is asked, until it is known which one it is."""
+        try:
+            return [str(one["label"]) for one in calls.classify(self._model, texts)]
+        except RequestError as error:
+            if not is_refused(error):
+                raise
+            if len(texts) == 1:
+                return [Bad(f"has a text that is refused: {sanitize.line(str(error), 200)}")]
+            half = len(texts) // 2
+            return self._labels(texts[:half]) + self._labels(texts[half:])
 
     def _key(self, row: Any) -> str | None:
         values = [row.get(column) for column in self._columns] if isinstance(row, dict) else [None]
@@ -50,9 +62,11 @@ class Events:
     def _has_text(self, row: Any) -> bool:
         return isinstance(row, dict) and isinstance(row.get(self._text), str) and bool(row[self._text].strip())
 
-    def _event(self, row: Any, key: str | None) -> Event | Bad:
+    def _event(self, row: Any, key: str | Bad | None) -> Event | Bad:
         if isinstance(row, Bad):
             return row
+        if isinstance(key, Bad):
+            return key
         if not isinstance(row, dict):
             return Bad("is not an object with named fields")
         if key is None:
@@ -73,4 +87,4 @@ def unix_time(value: Any) -> float | None:
         except (ValueError, OverflowError):
             return None
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number and math.isfinite(value) and abs(value) < 1e11 else None
+    return float(value) if is_number and abs(value) < 1e11 else None  # a whole number may be longer than any float

@@ -12,7 +12,6 @@ of the last curve.
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections import deque
@@ -27,8 +26,10 @@ from llmsched.data.growth import Growth
 from llmsched.data.parts import File, Part, Reader
 from llmsched.data.rows import Bad, DataError
 from llmsched.runtime import progress
+from workloads.apps.asking import in_words
 from workloads.loops.forecast import Learnt
 
+LARGEST = torch.finfo(torch.float32).max
 NAMED = 20  # odd times, and rows that were set aside
 BANDS = {0.5: (0.25, 0.75), 0.8: (0.1, 0.9), 0.9: (0.05, 0.95)}
 
@@ -47,7 +48,8 @@ class Forecaster:
         self._odd, self._named = deque[dict[str, Any]](maxlen=NAMED), deque[str](maxlen=NAMED)
         self._lock, self._closing = threading.Lock(), threading.Event()
         self._trouble, self._has_changed = "", False
-        self._place, self._growth, self._waiting = Path(history), Growth(Path(history), history, ()), list[File]()
+        self._place, self._waiting = Path(history), list[File]()
+        self._growth = Growth(self._place, self._place.name, ())  # whoever asks is told no folder of this machine
         threading.Thread(target=self._follow, args=(follow,), daemon=True, name="follow").start()
 
     def __call__(self, body: dict[str, Any]) -> dict[str, Any]:
@@ -95,7 +97,7 @@ class Forecaster:
                 self._trouble, self._has_changed = "", False
             except Exception as error:  # a disk that is away: the next look has it
                 self._has_changed = isinstance(error, DataError)
-                self._trouble = f"the history cannot be read: {error}"
+                self._trouble = f"the history cannot be read: {in_words(error)}"
                 progress.report(trouble=self._trouble)
                 print(f"[forecaster] {self._trouble}", flush=True)
             if self._closing.wait(every_s):
@@ -138,8 +140,8 @@ def _numbers(row: Any, names: Sequence[str]) -> list[float] | str:
     for name in names:
         try:
             found.append(float(row[name]))
-        except (TypeError, ValueError, KeyError):
+        except (TypeError, ValueError, KeyError, OverflowError):
             return f"has no number {name!r}"
-        if not math.isfinite(found[-1]):
+        if not abs(found[-1]) <= LARGEST:
             return f"has no number {name!r} that is finite"
     return found

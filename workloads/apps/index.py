@@ -22,6 +22,11 @@ class Index:
     def __len__(self) -> int:
         return len(self._now[0])
 
+    @property
+    def width(self) -> int:
+        """Numbers of a vector; 0 while there is none."""
+        return next((there.shape[1] for _, there in self._parts.values()), 0)
+
     def replace(self, source: str, passages: list[dict[str, Any]], vectors: np.ndarray) -> None:
         """Raises RequestError for vectors of another length than those that are there."""
         if vectors.ndim != 2:

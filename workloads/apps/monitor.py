@@ -26,6 +26,7 @@ from llmsched.data.growth import Growth
 from llmsched.data.parts import File, Part, Reader
 from llmsched.data.rows import Bad, DataError
 from llmsched.runtime import progress
+from workloads.apps.asking import asked, in_words
 from workloads.apps.events import Events
 from workloads.apps.windows import Surge, Windows
 
@@ -51,7 +52,7 @@ class Monitor:
         self._waiting: list[File] = []
         if rows:
             self._place = Path(rows)
-            self._growth = Growth(self._place, rows, ())
+            self._growth = Growth(self._place, self._place.name, ())  # whoever asks is told no folder of this machine
             threading.Thread(target=self._follow, args=(follow,), daemon=True, name="follow").start()
 
     async def __call__(self, body: dict[str, Any]) -> dict[str, Any]:
@@ -59,7 +60,8 @@ class Monitor:
             raise HTTPException(422, _EXPECTED)
         match sorted(body):
             case ["rows"] if isinstance(body["rows"], list) and len(body["rows"]) <= ROWS_AT_MOST:
-                return await asyncio.to_thread(self._take, list(enumerate(body["rows"], 1)), "the request")
+                rows = list(enumerate(body["rows"], 1))
+                return await asyncio.to_thread(asked, self._take, rows, "the request")
             case ["trend"] | ["trend", "windows"] if _is_count(body.get("windows", 30)):
                 return await asyncio.to_thread(self._trend, body["trend"], body.get("windows", 30))
             case ["alerts"] if _is_count(body["alerts"]):
@@ -82,7 +84,7 @@ class Monitor:
                 self._trouble = ""
             except Exception as error:  # an endpoint that is away: the next look has it
                 self._has_changed = isinstance(error, DataError)
-                self._trouble = f"what is new is not counted yet: {error}"
+                self._trouble = f"what is new is not counted yet: {in_words(error)}"
                 progress.report(trouble=self._trouble)
                 print(f"[monitor] {self._trouble}", flush=True)
             if self._closing.wait(every_s):
@@ -98,7 +100,7 @@ class Monitor:
             del self._waiting[0]
 
     def _take(self, rows: Sequence[tuple[int, Any]], place: str) -> dict[str, Any]:
-        """Count rows, which are numbered in `place`."""
+        """Count rows, which are numbered in `place`. Raises as `Events.of`."""
         events = self._events.of([row for _, row in rows])
         with self._lock:
             before = self._aside

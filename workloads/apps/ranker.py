@@ -12,7 +12,6 @@ named.
 
 from __future__ import annotations
 
-import math
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -23,12 +22,14 @@ from starlette.exceptions import HTTPException
 
 from llmsched import sanitize
 from llmsched.runtime import calls, progress
+from workloads.apps.asking import asked
 from workloads.apps.online_weights import OnlineWeights
 from workloads.apps.tastes import ITEMS_AT_MOST, Recent, Tastes
 
 AT_ONCE = 64  # texts in one request for vectors
 ROWS_AT_MOST = 2_000  # of one request
 TEXT_AT_MOST = 2_000  # characters that are read
+LARGEST = 1e15  # of a feature: one that is beyond would be all that its mean and spread still show
 NAMED = 5  # rows that were set aside
 OWN = ("user", "item", "match")
 _EXPECTED = (
@@ -110,7 +111,7 @@ class Ranker:
         for name in self._features:
             value = row.get(name, 0.0)
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            if value is not None and not (is_number and math.isfinite(value)):
+            if value is not None and not (is_number and abs(value) <= LARGEST):
                 return f"has a {name!r} that is no number: {sanitize.line(repr(value), 50)}"
         return ""
 
@@ -120,14 +121,14 @@ class Ranker:
         return "" if isinstance(row.get("liked"), bool) else "has no 'liked' that is true or false"
 
     def _vectors_of(self, rows: list[dict[str, Any]]) -> list[np.ndarray | None]:
-        """Of each text; one that was seen before is not asked for again. Raises as `calls.embeddings`."""
+        """Of each text; one that was seen before is not asked for again. Raises HTTPException."""
         texts = [row.get("text", "")[:TEXT_AT_MOST] if self._model else "" for row in rows]
         with self._lock:
             found = {text: self._vectors[text] for text in texts if text in self._vectors}
         new = [text for text in dict.fromkeys(texts) if text and text not in found]
         for begin in range(0, len(new), AT_ONCE):
             some = new[begin : begin + AT_ONCE]
-            made = np.asarray(calls.embeddings(self._model, some), np.float32)
+            made = np.asarray(asked(calls.embeddings, self._model, some), np.float32)
             found |= dict(zip(some, made, strict=True))
         with self._lock:
             for text, vector in found.items():

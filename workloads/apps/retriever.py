@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import weakref
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,14 @@ import numpy as np
 from starlette.exceptions import HTTPException
 
 from llmsched.data.files import DataFile, find
-from llmsched.data.reading import read
-from llmsched.data.rows import BadRows, DataError, NothingThere
+from llmsched.data.media import folder_of
+from llmsched.data.rows import DataError, NothingThere
 from llmsched.errors import RequestError
 from llmsched.runtime import calls
+from workloads.apps.asking import asked
+from workloads.apps.documents import document, is_of_the_disk
 from workloads.apps.index import Index
-from workloads.apps.passages import LONGEST, left_out, passages
 
-AT_ONCE = 64  # texts in one request for vectors
 AT_MOST_NAMED = 5  # files that are set aside
 MOST = 100  # passages of one answer
 
@@ -47,9 +48,9 @@ class Retriever:
         self._index = Index()
         self._seen: dict[Path, tuple[int, int]] = {}
         self._left_out: dict[Path, int] = {}
-        self._aside: dict[Path, tuple[tuple[int, int], str]] = {}  # as it was then, and why
+        self._aside: dict[Path, tuple[tuple[int, int] | None, str]] = {}  # as it was then (None: look again), and why
         self._closing = threading.Event()
-        find(self._place)  # raises for a place that has none
+        find(self._place, aside={})  # raises for a place that has none
         self._take_in()
         if not self._seen:
             raise DataError("; ".join(self._named()) or f"there is no file {documents}")
@@ -63,7 +64,10 @@ class Retriever:
             raise HTTPException(422, 'a question is {"query": a text, "k": how many}')
         if type(k) is not int or not 1 <= k <= MOST:
             raise HTTPException(422, f'"k" must be a whole number from 1 to {MOST}')
-        (vector,) = await asyncio.to_thread(calls.embeddings, self._model, [self._prefix + query])
+        (vector,) = await asyncio.to_thread(asked, calls.embeddings, self._model, [self._prefix + query])
+        if (width := self._index.width) not in (0, len(vector)):
+            other = f"the documents have vectors of {width:,} numbers, and {self._model} makes some of {len(vector):,}"
+            raise HTTPException(409, f"{other}: they are of another model")
         found = await asyncio.to_thread(self._index.nearest, np.asarray(vector, np.float32), k)
         left = sum([*self._left_out.values()])
         return {"passages": found, "of": len(self._index), "left_out": left, "set_aside": self._named()}
@@ -76,70 +80,55 @@ class Retriever:
             print(f"[retriever] new documents cannot be read yet: {error}", flush=True)
 
     def _take_in(self) -> None:
+        unknown: dict[Path, str] = {}
         try:
-            files = {file.path: file for file in find(self._place) if file.path.exists()}
+            files = {file.path: file for file in find(self._place, aside=unknown) if file.path.exists()}
         except NothingThere:
             files = {}
-        for path in self._seen.keys() - files.keys():
-            self._index.remove(str(path))
+        there = files.keys() | unknown.keys()
+        for path in self._seen.keys() - there:
+            self._index.remove(self._name(path))
             del self._seen[path]
             self._left_out.pop(path, None)
             self._aside = {}  # one may have been refused for the length of the vectors of this
-        self._aside = {path: why for path, why in self._aside.items() if path in files}
+        self._aside = {path: why for path, why in self._aside.items() if path in there}
+        for path, why in unknown.items():
+            self._set_aside(path, None, f"{self._name(path)}: {why}")
         for path, file in files.items():
-            stamp = ((about := path.stat()).st_mtime_ns, about.st_size)
-            if self._aside.get(path, ("",))[0] == stamp:
+            about = path.stat()
+            stamp = about.st_mtime_ns, about.st_size
+            if self._aside.get(path, (None,))[0] == stamp:
                 continue
             if self._seen.get(path) != stamp:
                 try:
                     self._take(file)
-                except ValueError as error:  # of what it holds, so that only a change can mend it
-                    self._aside = {**self._aside, path: (stamp, str(error))}
-                    print(f"[retriever] set aside: {error}", flush=True)
+                except DataError as error:
+                    self._set_aside(path, None if is_of_the_disk(error) else stamp, str(error))
                     continue
                 self._seen[path] = stamp
             self._aside = {other: why for other, why in self._aside.items() if other != path}
 
     def _take(self, file: DataFile) -> None:
-        """Raises ValueError for what is wrong with the file, LlmschedError as `calls.embeddings`."""
-        found, vectors, rest_of_it = self._read(file)
+        """Raises DataError for what is wrong with the file, LlmschedError as `calls.embeddings`."""
+        name = self._name(file.path)
+        found = document(file, name, self._column, self._vector, partial(calls.embeddings, self._model))
         try:
-            self._index.replace(str(file.path), found, vectors)
+            self._index.replace(name, found.passages, found.vectors)
         except RequestError as error:
             raise DataError(str(error)) from None
-        self._left_out[file.path] = rest_of_it
+        self._left_out[file.path] = found.left_out
+
+    def _set_aside(self, path: Path, stamp: tuple[int, int] | None, why: str) -> None:
+        if self._aside.get(path) != (stamp, why):
+            print(f"[retriever] set aside: {why}", flush=True)
+        self._aside = {**self._aside, path: (stamp, why)}
+
+    def _name(self, path: Path) -> str:
+        """From the folder of the documents on."""
+        return str(path.relative_to(folder_of(self._place)))
 
     def _named(self) -> list[str]:
         return [why for _, why in self._aside.values()][:AT_MOST_NAMED]
-
-    def _read(self, file: DataFile) -> tuple[list[dict[str, Any]], np.ndarray, int]:
-        """Its passages, a vector for each, and how many characters are in none."""
-        rows = read(file.path, file.name, BadRows(file.name))
-        found: list[dict[str, Any]] = []
-        vectors: list[Any] = []
-        not_read = 0
-        for row, place in zip(rows, rows.places, strict=True):
-            if self._column not in row:
-                raise DataError(f"{place}: there is no column {self._column!r}; it has {', '.join(row)}")
-            rest = {key: value for key, value in row.items() if key not in (self._column, self._vector)}
-            text, vector = str(row[self._column]), row.get(self._vector)
-            parts = [*passages(text)] if vector is None else [text[:LONGEST]]
-            found += ({"text": part, "source": str(place), **rest} for part in parts)
-            vectors += [vector] * len(parts)
-            if beyond := left_out(text):
-                not_read += beyond
-                print(f"[retriever] {place}: its last {beyond} characters or more are left out", flush=True)
-        bare = [at for at, vector in enumerate(vectors) if vector is None]
-        bare.sort(key=lambda at: len(found[at]["text"]))  # a short text that stands beside a long one costs as much
-        for begin in range(0, len(bare), AT_ONCE):
-            some = bare[begin : begin + AT_ONCE]
-            made = calls.embeddings(self._model, [found[at]["text"] for at in some])
-            for at, vector in zip(some, made, strict=True):
-                vectors[at] = vector
-        try:
-            return found, np.asarray(vectors, np.float32), not_read
-        except (TypeError, ValueError):
-            raise DataError(f"{file.name}: its vectors are not lists of numbers of one length") from None
 
 
 def _follow(of: weakref.ref[Retriever], closing: threading.Event, every_s: float) -> None:

@@ -112,7 +112,7 @@ class Columns:
                 continue
             try:
                 numbers = [about["mean"] if is_missing(row.get(name)) else float(row[name]) for row in rows]
-            except (TypeError, ValueError) as error:
+            except (TypeError, ValueError, OverflowError) as error:
                 raise BadInput(
                     f"the column {name!r} was of numbers where the model learnt, and now: {error}"
                 ) from error
