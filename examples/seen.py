@@ -14,6 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 WORDS = {
     "adapter_loaded": "a running replica loaded a published adapter",
     "asked": "work asked for a workload of its own, such as a search for a trial",
+    "bounded": "its bounds by cron changed how many replicas an endpoint wanted",
     "cleared": "it left GPUs that are reserved, all of its own or some",
     "grew": "a running gang was given more workers",
     "made_room": "it gave GPUs to somebody who is named, whole or in part",
@@ -184,6 +185,8 @@ class _Watch:
         self._replicas[name] = now
         if now != before:
             yield ("scaled_up" if now > before else "scaled_down" if now else "scaled_to_zero"), name
+            if (data.get("why") or {}).get("code") == "scale.bounds":
+                yield "bounded", name
 
     def _published(self, data: Data, name: str, gang: str) -> Words:
         if data["is_taken"] and data["target"] != data["origin"]:

@@ -160,6 +160,7 @@ CATALOG: dict[str, Entry] = {
         "(kind: ray) that would wait"
     ),
     "scale.load": Entry("load asks for {replicas}"),
+    "scale.bounds": Entry("its bounds of this time are {least} to {most}"),
     "scale.slo": Entry("load asks for {replicas}: {target} holds up to {load:.3g} requests at a replica"),
     "scale.ahead": Entry(
         "{replicas} ahead of the load: about {load:.3g} requests within {within:.0f} s, as at these hours of yesterday "

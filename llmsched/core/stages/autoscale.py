@@ -47,8 +47,12 @@ def run(this: Pass) -> None:
 
 
 def _why(record: WorkloadState, replicas: int, now: float) -> Message:
-    """What asks for so many: what is expected, where that is more than what is there, a start that takes too long, and
-    what the target allows."""
+    """What asks for so many: bounds by cron, where it wanted less or more until now; what is expected, where that is
+    more than what is there; a start that takes too long; and what the target allows."""
+    spec, (least, most) = record.workload, scaling.bounds(record.workload, now)
+    edge = least if record.wanted_replicas < least else most if record.wanted_replicas > most else None
+    if spec.autoscaling is not None and spec.autoscaling.bounds and replicas == edge:
+        return say("scale.bounds", least=least, most=most)
     ongoing, queued, _ = record.load or (0.0, 0.0, 0.0)
     ahead = scaling.expected(record, now)
     if replicas > record.wanted_replicas and ahead is not None and ahead.counts and ahead.load > ongoing + queued:
