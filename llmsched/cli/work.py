@@ -89,7 +89,8 @@ def _total(amounts: http_models.Amounts) -> str:
 @click.option(
     "--wait",
     is_flag=True,
-    help="Until what ends has ended, what serves answers, and what follows its input has caught up.",
+    help="Until what ends has ended, what serves answers, and what follows its input has caught up. Not for what has a "
+    "schedule, which begins by that.",
 )
 @click.option("--again", is_flag=True, help="Run once more what ends, as run N+1.")
 @click.option("--timeout", "timeout_s", type=float, help="Seconds to wait at most.")
@@ -118,11 +119,13 @@ def apply(file: str, wait: bool, again: bool, timeout_s: float | None) -> None:
         if not show.wants_json():
             _print_applied(run.applied)
         with Watch() as watch:
-            views = client.wait_all(run.ids, timeout_s=timeout_s, watch=watch)
+            by_schedule = {view.id for view in run.views if view.next_run_at is not None}  # maybe tomorrow
+            client.wait_all([each for each in run.ids if each not in by_schedule], timeout_s=timeout_s, watch=watch)
+        views = run.views
         listed = http_models.WorkloadList(workloads=views, seq=client.health().seq)
     show.answer(listed, lambda: _print_ends(views))
     _after_apply(run.applied)
-    if any(view.phase in ("failed", "cancelled") for view in views):
+    if any(view.phase in ("failed", "cancelled") for view in views if view.id not in by_schedule):
         click.get_current_context().exit(4)
 
 
@@ -137,7 +140,8 @@ def _print_applied(applied: list[http_models.Applied]) -> None:
 
 def _print_ends(views: list[http_models.WorkloadView]) -> None:
     for view in views:
-        words = show.numbers(view.metrics, 6) or view.message
+        begins = f"its schedule is due {show.clock(view.next_run_at)}" if view.next_run_at is not None else ""
+        words = show.numbers(view.metrics, 6) or view.message or begins
         terminal.echo(f"{view.id}: {view.phase}" + (f" ({words})" if words else ""))
 
 

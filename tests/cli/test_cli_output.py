@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -193,6 +194,15 @@ def test_apply_waits_shows_progress_on_stderr_and_says_what_to_do_next(controlle
     assert "waited: succeeded (eval.loss 0.5)" in result.stdout
     assert "waited succeeded" in result.stderr
     assert result.stderr.count("  llmsched ") == 3
+
+
+def test_apply_waits_for_no_run_of_a_schedule_and_says_when_it_is_due(controller: Live, run: Run) -> None:
+    controller.executor.cluster.script = lambda order: Script(runs_for_s=0.05)
+    text = task("now") + "---\n" + task("yearly", more='schedule: {cron: "0 2 1 1 *"}\n')
+    result = run("apply", "--wait", "-f", write("a.yaml", text))
+    assert result.exit_code == 0
+    assert "now: succeeded" in result.stdout
+    assert re.search(r"yearly: waiting \(its schedule is due \d{4}-01-0\d ", result.stdout)
 
 
 def test_apply_that_waits_ends_with_4_when_it_fails(controller: Live, run: Run) -> None:
