@@ -146,7 +146,7 @@ def _print_ends(views: list[http_models.WorkloadView]) -> None:
 
 
 def _after_apply(applied: list[http_models.Applied]) -> None:
-    served = next((one for one in applied if one.kind == "serve"), None)
+    served = next((one for one in applied if one.kind == "serve" and one.serves != "prefill"), None)
     first = next((one for one in applied if one.kind != "serve"), applied[0])
     lines = [
         ("llmsched status", "how far it is"),

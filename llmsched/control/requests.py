@@ -320,7 +320,7 @@ def _answer(each: Draft) -> http_models.Applied:
 
 def _serves(workload: Workload) -> str:
     serve = spec_of(workload).get("serve") or {}
-    return "app" if serve.get("app") else str(serve.get("task") or "")
+    return "app" if serve.get("app") else str(serve.get("role") or serve.get("task") or "")
 
 
 def _model_source(workload: Workload) -> str | None:

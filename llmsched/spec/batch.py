@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, JsonValue, WithJsonSchema, model_va
 
 from llmsched.data import parameters
 from llmsched.data.tasks import KINDS
-from llmsched.spec import effects
+from llmsched.spec import effects, split
 from llmsched.spec.quantities import Duration, EntryPoint, Label, Source, Storage, Text
 from llmsched.spec.section import Section, WrongAt
 from llmsched.spec.serve import EngineKwargs
@@ -85,6 +85,7 @@ class BatchSection(Section):
             raise WrongAt('goes with "model"; leave it out', "engine_kwargs")
         if self.model is not None:
             self.engine_kwargs.check_decoder(self.task)
+            split.check_alone(self.engine_kwargs)
         if self.model is not None and self.args and "chat/completions" not in KINDS[self.task].answers:
             raise WrongAt(f'a {self.task} model takes none; args go with "map" or a language model', "args")
         return self

@@ -183,7 +183,9 @@ class Applied(Reply):
     outcome: Literal["created", "changed", "unchanged"]
     phase: Phase = "waiting"
     diff: list[str] = []  # "train.lora.r: 8 -> 16"
-    serves: str = ""  # of an endpoint: the task of its model (causal-lm ...), or "app"
+    serves: str = (
+        ""  # of an endpoint: the task of its model (causal-lm ...), "app", or "prefill" of one that answers nobody
+    )
     rolls_out: bool = False  # an endpoint whose replicas are replaced; a change of their number alone is made in place
 
 

@@ -15,7 +15,7 @@ from llmsched.spec.quantities import Name
 from llmsched.spec.section import Section, WrongAt
 
 if TYPE_CHECKING:
-    from llmsched.spec.serve import ServeSection, ServeSpec
+    from llmsched.spec.serve import EngineKwargs, ServeSection, ServeSpec
 
 CONNECTOR = "NixlConnector"
 # Connectors that keep more keys and values for one engine, and move none to another.
@@ -45,21 +45,26 @@ def check_serving(serve: ServeSection) -> None:
             "are of the endpoint that answers: this one loads the same when a prompt for one comes; leave them out"
         )
         raise WrongAt(message, "adapters")
-    config = (serve.engine_kwargs.vllm or {}).get("kv_transfer_config")
-    if config is None:
-        return
-    if not isinstance(config, dict):
-        raise WrongAt('expected an object, such as {"kv_connector": "OffloadingConnector", "kv_role": "kv_both"}', *_AT)
     if asked is None:
-        _check_alone(config)
-    else:
+        check_alone(serve.engine_kwargs)
+    elif (config := _config(serve.engine_kwargs)) is not None:
         _check_split(config, "kv_producer" if asked == "role" else "kv_consumer")
 
 
-def _check_alone(config: Mapping[str, JsonValue]) -> None:
+def _config(kwargs: EngineKwargs) -> Mapping[str, JsonValue] | None:
+    config = (kwargs.vllm or {}).get("kv_transfer_config")
+    if config is not None and not isinstance(config, dict):
+        raise WrongAt('expected an object, such as {"kv_connector": "OffloadingConnector", "kv_role": "kv_both"}', *_AT)
+    return config
+
+
+def check_alone(kwargs: EngineKwargs) -> None:
+    """Of an engine that works with no other one."""
+    if (config := _config(kwargs)) is None:
+        return
     instead = {"kv_producer": '"role: prefill"', "kv_consumer": '"prefill: {endpoint: NAME}"'}
     if (role := config.get("kv_role")) in instead:
-        message = f'nothing would be asked of a "{role}" alone. Write {instead[str(role)]} in serve, which sets this'
+        message = f'nothing would be asked of a "{role}" alone. Write {instead[str(role)]} in serve of an endpoint'
         raise WrongAt(message, *_AT, "kv_role")
     connector = config.get("kv_connector")
     if connector == CONNECTOR:

@@ -12,7 +12,7 @@ from live import Live, Parrot
 from test_cli_output import Run, runner
 
 from llmsched.cli.main import cli
-from llmsched.cli.work import _ask_it
+from llmsched.cli.work import _after_apply, _ask_it
 from llmsched.spec.http_models import Applied
 
 
@@ -111,3 +111,12 @@ def test_the_command_that_is_suggested_exists_and_fits_what_is_served(serves: st
     applied = Applied.model_construct(name="mine", serves=serves)
     said, _ = _ask_it(applied)
     assert said.split()[:3] == ["llmsched", command, "mine"] and command in cli.list_commands(None)  # type: ignore[arg-type]
+
+
+def test_after_two_endpoints_of_one_answer_the_one_is_suggested_that_answers(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    parts = (("mine-prompts", "prefill"), ("mine", "causal-lm"))
+    _after_apply([Applied.model_construct(id=name, name=name, kind="serve", serves=serves) for name, serves in parts])
+    said = capsys.readouterr()
+    assert "llmsched chat mine " in said.out + said.err and "chat mine-prompts" not in said.out + said.err

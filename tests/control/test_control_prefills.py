@@ -70,7 +70,7 @@ def test_one_that_is_not_there_yet_or_anothers_is_waited_for_and_plan_says_so():
             ]
             both = [endpoint("chat", ASKS | {"prefill": {"endpoint": "own"}}), endpoint("own", READS)]
             assert [told(one) for one in await controller.plan(both, ANN)] == [[], []]
-            await controller.submit(both, user=ANN)
+            assert [one.serves for one in await controller.submit(both, user=ANN)] == ["causal-lm", "prefill"]
 
     asyncio.run(story())
 

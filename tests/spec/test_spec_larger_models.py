@@ -45,7 +45,7 @@ def test_bad_input_is_refused_with_its_place(text: str, place: str, words: str) 
     assert found.where == f"a.yaml:{place}"
 
 
-ROLE, ASKS = "role: prefill", "prefill: {endpoint: b}"
+ROLE, ASKS, PRODUCER = "role: prefill", "prefill: {endpoint: b}", "{kv_transfer_config: {kv_role: kv_producer}}"
 
 
 def split(part: str = "", config: str = "") -> str:
@@ -76,6 +76,11 @@ def split(part: str = "", config: str = "") -> str:
         (split("", "{kv_connector: P2pNcclConnector, kv_role: kv_both}"), "kv_connector", "OffloadingConnector"),
         (split("", "{kv_role: kv_producer}"), "kv_transfer_config.kv_role", 'Write "role: prefill"'),
         (split("", "{kv_role: kv_consumer}"), "kv_transfer_config.kv_role", 'Write "prefill: {endpoint: NAME}"'),
+        (
+            section("batch", "{model: m, input: {path: x}, engine_kwargs: {vllm: " + PRODUCER + "}}"),
+            "batch.engine_kwargs.vllm.kv_transfer_config.kv_role",
+            "nothing would be asked",
+        ),
         (split("", "kv_producer"), "vllm.kv_transfer_config", "expected an object"),
     ],
 )  # fmt: skip

@@ -272,6 +272,20 @@ def test_a_full_reader_is_not_waited_for(folder):
     assert (sorted(world.prefills()), chat.read, reader.kept) == ([200, 429], [6], {})
 
 
+def test_a_reader_that_never_comes_to_an_end_is_waited_for_as_long_as_a_request_to_it_may_take(folder):
+    world = World(folder, reader={"request_timeout": 0.05})
+    (reader,), (chat,) = world.engines("reader"), world.engines("chat")
+
+    async def story():
+        reader.reading = asyncio.Event()
+        assert said(await world.ask(stream=True)) == "fedc"
+        await until(lambda: reader.aborted)
+
+    asyncio.run(story())
+    assert (world.prefills(), chat.read, reader.kept) == ([504], [6], {})
+    assert world.gateway.load()["reader"]["ongoing"] == 0
+
+
 @pytest.mark.parametrize(
     "asks",
     [{"prompt": "abcd"}, {"prompt": "abcdefgh", "n": 2}, {"prompt": ["abcdefgh", "abcdefgh"]}],
