@@ -31,7 +31,7 @@ from llmsched.spec import http_models
 
 log = logging.getLogger("llmsched.api")
 UNPACKED_LIMIT = 2 << 30
-FILES_LIMIT = 50_000
+FILES_LIMIT = http_models.WORKDIR_FILES_AT_MOST
 LIST_LIMIT = FILES_LIMIT * 128  # bytes of a zip's own list of files, which is read as a whole
 AT_ONCE_OF_USER = 2  # uploads; the next ones wait
 AT_ONCE = 8

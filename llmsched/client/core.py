@@ -451,7 +451,8 @@ class AsyncClient(UsageQuestions):
             await asyncio.to_thread(sources.check_apps, spec, None)
             return spec
         packed = await asyncio.to_thread(workdir.pack, base / folder)
-        reads[spec.name] = await asyncio.to_thread(sources.check, spec, base / folder)
+        sources.check_shipped(spec, packed.leaves_out)
+        reads[spec.name] = [*await asyncio.to_thread(sources.check, spec, base / folder), packed.note()]
         if upload:
             await self._upload(packed)
         return spec.model_copy(update={"workdir": http_models.WORKDIR_PREFIX + packed.sha256})

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from llmsched.client import entries
+from llmsched.client import entries, ignore, workdir
 from llmsched.errors import Problem, SpecError
 from llmsched.spec.batch import BatchSpec
 from llmsched.spec.serve import ServeSpec
@@ -37,6 +38,20 @@ def check(spec: Any, folder: Path) -> list[str]:
     if found:
         raise SpecError.of([Problem(spec.name, each, code="unusable_data") for each in found])
     return notes
+
+
+def check_shipped(spec: Any, leaves_out: Callable[[str], str]) -> None:
+    """Raises SpecError for what the spec names in its workdir and a pattern leaves out of it."""
+    named = [*spec.sources(), *(each for each in spec.environment.pip if each.endswith(".whl"))]
+    wrong = []
+    for each in named:
+        path = PurePosixPath(each).as_posix()
+        if _is_elsewhere(each) or ":" in each or not (pattern := leaves_out(path)):
+            continue
+        mend = "Name it otherwise" if pattern in workdir.EXCLUDED else f"Take that out of {ignore.FILES[0]}"
+        wrong.append(f'{each} is left out of the workdir by "{pattern}". {mend}')
+    if wrong:
+        raise SpecError.of([Problem(spec.name, each, code="unusable_data") for each in wrong])
 
 
 def check_apps(spec: Any, folder: Path | None) -> None:

@@ -28,6 +28,7 @@ def group_of(phase: str) -> str:
 
 Scalar = float | int | str | bool | None
 WORKDIR_PREFIX = "sha256:"
+WORKDIR_FILES_AT_MOST = 50_000
 
 
 class Reply(BaseModel):

@@ -2,14 +2,20 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from llmsched.api.workdirs import check
+from llmsched.client import sources
 from llmsched.client.workdir import pack
 from llmsched.errors import SpecError
+from llmsched.spec.load import load_json
 
 
 def names(content: bytes) -> list[str]:
@@ -42,8 +48,75 @@ def test_too_much_is_refused_with_what_is_large(tmp_path: Path) -> None:
     fill(tmp_path, "main.py")
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "weights.bin").write_bytes(b"x" * 2_000_000)
-    with pytest.raises(SpecError, match=r"2\.0 MB  model/weights.bin"):
+    with pytest.raises(SpecError, match=r"2\.0 MB +1 file   model/\n") as refused:
         pack(tmp_path, limit_bytes=1_000_000)
+    assert "The largest file is model/weights.bin, 2.0 MB." in str(refused.value)
+    assert "Write what stays at home into .llmschedignore" in refused.value.hint
+    (tmp_path / ".llmschedignore").write_text("model/\n")
+    packed = pack(tmp_path, limit_bytes=1_000_000)
+    assert names(packed.content) == [".llmschedignore", "main.py"]
+    assert packed.note() == "ships 2 files of its workdir, 14 B; leaves out model/"
+
+
+def test_too_many_files_are_refused_before_they_travel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmsched.client.workdir.WORKDIR_FILES_AT_MOST", 3)
+    fill(tmp_path, "main.py", "frames/1.png", "frames/2.png", "frames/3.png")
+    with pytest.raises(SpecError, match=r"in 4 files; at most 105 MB and 3 files are shipped"):
+        pack(tmp_path)
+
+
+def test_what_a_run_needs_is_not_left_out_because_git_does_not_keep_it(tmp_path: Path) -> None:
+    fill(
+        tmp_path, "data/train.jsonl", "main.py", "logs/a.txt", "runs/1/log", "__pycache__/a.pyc", "b/__pycache__/c.pyc"
+    )
+    (tmp_path / ".gitignore").write_text("data/\n")
+    (tmp_path / ".rayignore").write_text("/runs\n*.txt\n")
+    packed = pack(tmp_path)
+    assert names(packed.content) == [".gitignore", ".rayignore", "data/train.jsonl", "main.py"]
+    assert packed.note().startswith("ships 4 files of its workdir, ")
+    assert packed.note().endswith("; leaves out __pycache__ (2), *.txt, /runs")
+    assert packed.leaves_out("runs/1/log") == "/runs" and not packed.leaves_out("data/train.jsonl")
+
+
+def test_what_a_spec_names_and_a_pattern_leaves_out_is_refused(tmp_path: Path) -> None:
+    fill(tmp_path, "data/train.jsonl", "venv/model/config.json")
+    (tmp_path / ".llmschedignore").write_text("data\n")
+    leaves_out = pack(tmp_path).leaves_out
+
+    def spec(model: str, data: str) -> Any:
+        section = {"base_model": model, "datasets": [{"path": data}]}
+        return load_json({"name": "t", "kind": "train", "workdir": ".", "train": section})
+
+    sources.check_shipped(spec("hf://org/data", "file:///data"), leaves_out)
+    with pytest.raises(SpecError) as refused:
+        sources.check_shipped(spec("venv/model", "./data/*.jsonl"), leaves_out)
+    said = str(refused.value)
+    assert 'venv/model is left out of the workdir by "venv". Name it otherwise' in said
+    assert 'data/*.jsonl is left out of the workdir by "data". Take that out of .llmschedignore' in said
+
+
+LETTERS = "ab/*?[]!\\ #-."
+PATHS = ["a/b/a", "a/b/b", "a/a", "a/ab", "b/b/a", "b/a/b", "ba/a", "ab", "aab", "a.b", "#", "!a", "a-b", "[", "a b"]
+
+
+@settings(max_examples=60)
+@given(st.lists(st.text(LETTERS, max_size=7), max_size=6))
+@example(["/a", "!a/b", "b/**", "**/a", "a/**/b", "a/", "[!a]b", "[]a]", "\\#", "\\!a", "# a", "a\\ ", "*.b"])
+@example(["**", "!a/"])
+@example(["*", "!*/", "!a/b/"])
+def test_patterns_mean_what_they_mean_to_git(tmp_path_factory: pytest.TempPathFactory, lines: list[str]) -> None:
+    folder = tmp_path_factory.mktemp("git")
+    git = ["git", "-C", str(folder), "-c", "core.excludesFile="]
+    subprocess.run([*git, "init", "-q"], check=True)
+    for path in PATHS:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).touch()
+    (folder / ".gitignore").write_text("".join(f"{line}\n" for line in lines))
+    listed = subprocess.run([*git, "ls-files", "-z", "--others", "--exclude-per-directory=.gitignore"],
+                            check=True, capture_output=True, text=True).stdout  # fmt: skip
+    (folder / ".gitignore").rename(folder / ".llmschedignore")
+    ours = {*names(pack(folder).content)} - {".llmschedignore"}
+    assert ours == {*listed.split("\0")} - {"", ".gitignore"}
 
 
 def test_scripts_stay_executable_and_the_server_accepts_what_was_packed(tmp_path: Path) -> None:
