@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import ast
 import difflib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+
+from llmsched.client.arguments import misfits
 
 _DEPLOYS = ("run", "run_many")
 _OWN = "workloads"  # where the ready-made apps are
 _BESIDE_US = Path(__file__).resolve().parents[2]
 
 
-def mistakes(entry: str, what: str, folder: Path | None, args: Collection[str] = ()) -> list[str]:
-    """What is wrong with "module:name" of a workdir (None: there is none), and with the names of its arguments, in
-    sentences; nothing where one cannot know."""
+def mistakes(entry: str, what: str, folder: Path | None, args: Mapping[str, object]) -> list[str]:
+    """What is wrong with "module:name" of a workdir (None: there is none), and with its arguments, in sentences;
+    nothing where one cannot know."""
     module, _, name = entry.partition(":")
     found_at = _source(module, folder)
     if found_at is None:
@@ -38,11 +40,9 @@ def mistakes(entry: str, what: str, folder: Path | None, args: Collection[str] =
         near = difflib.get_close_matches(name, sorted(names), 1)
         hint = f' Did you mean "{near[0]}"?' if near else ""
         found.append(f'{what} {entry}: {place} has nothing called "{name}".{hint}')
-    taken = _taken(tree.body, name, is_map=what == "batch.map")
-    for strange in sorted({*args} - taken) if taken is not None else ():
-        near = difflib.get_close_matches(strange, sorted(taken or ()), 1)
-        hint = f' Did you mean "{near[0]}"?' if near else f" It takes {', '.join(sorted(taken or ())) or 'none'}."
-        found.append(f'{what} {entry}: "args" has "{strange}", which {name} does not take.{hint}')
+    if list(_names(tree.body)).count(name) == 1:
+        wrong = misfits(tree.body, name, args, is_map=what == "batch.map")
+        found += [f"{what} {entry}: {each}" for each in wrong]
     found += [
         f"{what} {entry}: {place}:{line} deploys an application when it is imported. llmsched deploys what serve.app "
         'names: put that call under `if __name__ == "__main__":`.'
@@ -61,30 +61,6 @@ def _source(module: str, folder: Path | None) -> tuple[Path | None, Path] | None
             if one.is_file():
                 return one, one.relative_to(root)
     return (None, Path()) if own else None
-
-
-def _taken(body: Iterable[ast.stmt], name: str, is_map: bool) -> set[str] | None:
-    """The arguments by name that a class, or of `map` a function after its rows, takes; None: one cannot know."""
-    found = [one for one in body if isinstance(one, _DEFINED) and one.name == name]
-    if len(found) != 1:
-        return None
-    (one,) = found
-    taker: ast.FunctionDef | ast.AsyncFunctionDef
-    if isinstance(one, ast.ClassDef):
-        inits = [each for each in one.body if isinstance(each, ast.FunctionDef) and each.name == "__init__"]
-        if len(inits) != 1 or one.keywords:
-            return None
-        taker = inits[0]
-    elif is_map:
-        taker = one
-    else:
-        return None
-    if taker.args.kwarg or taker.decorator_list:
-        return None
-    return {each.arg for each in [*taker.args.args[1:], *taker.args.kwonlyargs]}
-
-
-_DEFINED = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def _names(body: Iterable[ast.stmt]) -> Iterator[str]:

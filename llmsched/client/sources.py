@@ -59,9 +59,9 @@ def check_apps(spec: Any, folder: Path | None) -> None:
     be there, or not to take its arguments."""
     wrong = []
     if isinstance(spec, ServeSpec) and spec.serve.app is not None:
-        wrong = entries.mistakes(spec.serve.app, "serve.app", folder, spec.serve.args.keys())
+        wrong = entries.mistakes(spec.serve.app, "serve.app", folder, spec.serve.args)
     if isinstance(spec, BatchSpec) and spec.batch.map is not None:
-        wrong = entries.mistakes(spec.batch.map, "batch.map", folder, spec.batch.args.keys())
+        wrong = entries.mistakes(spec.batch.map, "batch.map", folder, spec.batch.args)
     if wrong:
         raise SpecError.of([Problem(spec.name, each, code="unusable_app") for each in wrong])
 

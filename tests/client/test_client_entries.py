@@ -93,3 +93,90 @@ def test_an_argument_that_a_function_for_rows_does_not_take_is_said(tmp_path):
     check_map("any", "{nope: 1}")
     with pytest.raises(SpecError, match='"args" has "nope", which upper does not take. It takes field.'):
         check_map("upper", "{nope: 1}")
+
+    with pytest.raises(SpecError, match='upper needs "field": write it into "args"'):
+        check_map("upper", "{}")
+
+
+APPS = """
+from fastapi import FastAPI
+from pydantic import BaseModel, Field
+from ray import serve
+
+@serve.deployment(num_replicas=1)
+class Desk:
+    def __init__(self, /, model, *, top=3, key): ...
+
+@serve.deployment
+class Bare:
+    async def __call__(self, request): ...
+
+class Loose:
+    def __init__(self, *args, **more): ...
+
+class Held(Loose): ...
+
+class Twice:
+    def __init__(self): ...
+Twice = Loose
+
+@changed
+class Other:
+    def __init__(self): ...
+
+@serve.deployment
+def answer(request): ...
+
+class Args(BaseModel):
+    model: str
+    top: int = 3
+    key: str = Field(alias="k")
+
+def build(args): return Desk.bind(**args)
+def typed(args: Args): return Desk.bind(args.model)
+def two(model, key): return Desk.bind(model, key=key)
+def none(): return app
+
+app = Desk.options(num_replicas=2).bind("m", key=1)
+elsewhere = Loose.bind()
+web = FastAPI()
+chosen = app if web else typed
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "said"),
+    [
+        ("Desk", "{model: m, key: k}", ""),
+        ("Desk", "{modle: m, key: k}", 'has "modle", which Desk does not take. Did you mean "model"?'),
+        ("Desk", "{top: 1}", 'Desk needs "model", "key": write them into "args".'),
+        ("Bare", "{}", ""),
+        ("Bare", "{model: m}", '"args" has "model", which Bare does not take. It takes none.'),
+        ("Loose", "{model: m}", ""),
+        ("Held", "{model: m}", ""),
+        ("Twice", "{model: m}", ""),
+        ("Other", "{model: m}", ""),
+        ("answer", "{}", ""),
+        ("answer", "{model: m}", 'answer is a function, which takes no "args".'),
+        ("build", "{anything: 1}", ""),
+        ("typed", "{model: m}", ""),
+        ("typed", "{top: 3}", 'typed needs "model", by its Args: write it into "args".'),
+        ("two", "{model: m, key: k}", 'two takes 2 arguments; a builder of an application takes one, which is "args".'),
+        ("none", "{}", 'none takes no arguments; a builder of an application takes one, which is "args".'),
+        ("app", "{}", ""),
+        ("app", "{model: m}", 'app is bound already, so "args" has no effect. Name a builder, or Desk itself.'),
+        ("elsewhere", "{model: m}", ""),
+        ("web", "{}", ""),
+        ("web", "{model: m}", 'web is a web application, which takes no "args".'),
+        ("chosen", "{model: m}", ""),
+    ],
+)
+def test_arguments_that_an_app_cannot_take_are_said_and_nothing_where_one_cannot_know(tmp_path, name, args, said):
+    (tmp_path / "shop.py").write_text(APPS)
+    (spec,) = load(f'name: desk\nkind: serve\nworkdir: .\nserve: {{app: "shop:{name}", args: {args}}}\n')
+    if not said:
+        sources.check_apps(spec, tmp_path)
+        return
+    with pytest.raises(SpecError) as refused:
+        sources.check_apps(spec, tmp_path)
+    assert said in str(refused.value)
