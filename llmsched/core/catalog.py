@@ -58,6 +58,10 @@ CATALOG: dict[str, Entry] = {
         "needs {size} x {each}{group:> for }; {fitting} fit now on {nodes:#node}{drained:>, }",
         "room for {missing} more is released",
     ),
+    "nodes.beside": Entry(
+        "needs {size} x {each} with {lacking} beside each; the most that a node has left beside the first: {most}",
+        "{lacking} are released beside {each}, for {missing} more",
+    ),
     "nodes.of_group": Entry("{group}"),
     "nodes.drained": Entry("{count} of them drained"),
     "nodes.reserved": Entry(

@@ -39,6 +39,9 @@ NODE_IP = "127.0.0.2" if sys.platform == "linux" else LOOPBACK
 MARKER = "LLMSCHED_LOCAL_RAY"
 TOKEN = "ray-token"
 CPUS_PER_PRETEND_NODE = 8  # logical: nodes share the real ones, and CPUs must not be what pretend GPUs wait for
+# So is their memory, and it is of what the machine has: Ray takes what is free while a node starts, which on a machine
+# that is busy at that moment left two nodes with too little for ever.
+MEMORY_SHARE = 0.7
 OBJECT_STORE_BYTES = 256 * 1024**2
 MAX_NODES = 64
 # It sends what workers print to drivers that listen. Ours do not, as the log of each attempt is a file of its own, and
@@ -256,7 +259,18 @@ def _node_options(index: int, node: PretendNode) -> list[str]:
     if node.flavor and node.gpus:
         labels["ray.io/accelerator-type"] = node.flavor
     written = ",".join(f"{key}={value}" for key, value in labels.items())
-    return [f"--num-gpus={node.gpus}", f"--num-cpus={CPUS_PER_PRETEND_NODE}", f"--labels={written}", *_UNREAD]
+    memory = int(_memory_bytes() * MEMORY_SHARE)
+    sizes = [f"--num-gpus={node.gpus}", f"--num-cpus={CPUS_PER_PRETEND_NODE}", f"--memory={memory}"]
+    return [*sizes, f"--labels={written}", *_UNREAD]
+
+
+def _memory_bytes() -> int:
+    """Of this machine, or of the container that this runs in."""
+    total: int = psutil.virtual_memory().total
+    for limit in ("memory.max", "memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):  # ValueError: "max"
+            total = min(total, int(Path("/sys/fs/cgroup", limit).read_text()))
+    return total
 
 
 def _spawn(

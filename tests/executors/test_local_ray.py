@@ -194,3 +194,12 @@ def test_a_token_is_made_once_and_only_its_owner_may_read_it(tmp_path):
     assert (tmp_path / "ray-token").read_text() == token
     assert len(token) == 64
     assert (tmp_path / "ray-token").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_pretend_nodes_memory_is_of_the_machine_whatever_is_free_now() -> None:
+    """A machine that was busy while its nodes started left them 2 GB of 24, and an endpoint waited for ever."""
+    options = local_ray._node_options(0, local_ray.PretendNode(2, "A100"))
+    memory = next(int(each.partition("=")[2]) for each in options if each.startswith("--memory="))
+    limits = (Path("/sys/fs/cgroup", name) for name in ("memory.max", "memory/memory.limit_in_bytes"))
+    told = [int(file.read_text()) for file in limits if file.is_file() and file.read_text().strip().isdigit()]
+    assert memory == int(min([psutil.virtual_memory().total, *told]) * local_ray.MEMORY_SHARE)

@@ -18,6 +18,7 @@ from llmsched.core.possible import able_options, hardest_first, why_never_with
 from llmsched.core.records import GangState, amount_of
 from llmsched.core.resources import MILLI, Resources
 from llmsched.core.scheduling_pass import Pass
+from llmsched.core.stages.shortage import rooms, shortage
 from llmsched.core.suitable import wish_of
 from llmsched.core.trial import Trial
 from llmsched.core.workload import Group, Option, Placed, Placement, Workload
@@ -390,7 +391,7 @@ class Search:
         for number, group in enumerate(spec.groups if code != "topology" else ()):
             mask = eligible(self.trial, spec, self.option, number) & only if number else self.mask
             count = group.count if number else self.size
-            if _rooms(self.trial, mask, group.option(self.option).resources, count)[1] < count:
+            if rooms(self.trial, mask, group.option(self.option).resources, count)[1] < count:
                 return number
         return hardest_first(spec, self.option)[0]
 
@@ -418,7 +419,7 @@ class Search:
         if number:
             wish, size = group.option(self.option)._replace(speedup=()), group.count
             mask = eligible(trial, spec, self.option, number) & self.only
-        fitting, rooms = _rooms(trial, mask, wish.resources, size)
+        fitting, fit = rooms(trial, mask, wish.resources, size)
         busy = mask.bit_count() - fitting
         if busy:
             counts.append(("busy", busy))
@@ -441,16 +442,20 @@ class Search:
                 "topology.domain", size=size, each=wish, level=Ref(LEVEL, level), best=best, missing=size - best
             )
             return Refused("topology", message, tuple(counts))
+        short = shortage(trial, mask, wish.resources, size) if fit < size else None
+        if short is not None:
+            message = say("nodes.beside", size=size, each=wish, lacking=short[0], most=short[1], missing=size - fit)
+            return Refused("nodes", message, tuple(counts))
         free = capacity.free_gpus(mask) * MILLI
         need = size * wish.resources.gpus_milli
-        if need and free >= need and rooms < size:
-            message = say("fragmentation.spread", size=size, each=wish, free=free, fitting=rooms, missing=size - rooms)
+        if need and free >= need and fit < size:
+            message = say("fragmentation.spread", size=size, each=wish, free=free, fitting=fit, missing=size - fit)
             return Refused("fragmentation", message, tuple(counts))
         empty = say("nodes.drained", count=drained) if drained else ()
         part = say("nodes.of_group", group=Quote(group.name)) if number else ()
         message = say(
-            "nodes.busy", size=size, each=wish, group=part, fitting=rooms, nodes=everything, drained=empty,
-            missing=max(size - rooms, 1),
+            "nodes.busy", size=size, each=wish, group=part, fitting=fit, nodes=everything, drained=empty,
+            missing=max(size - fit, 1),
         )  # fmt: skip
         return Refused("nodes", message, tuple(counts))
 
@@ -485,15 +490,3 @@ def _never_fits(trial: Trial, spec: Workload, option: int, wish: Option, size: i
     if size * wish.resources.gpus_milli > have:
         return say("impossible.too_few", size=size, each=wish, have=have)
     return None
-
-
-def _rooms(trial: Trial, mask: int, need: Resources, enough: int) -> tuple[int, int]:
-    """(nodes of the mask with room, such bundles that fit on them in all)."""
-    capacity = trial.state.capacity
-    if need.gpus_milli and need == Resources(need.gpus_milli) and not need.gpus_milli % MILLI:
-        whole = need.gpus_milli // MILLI
-        counts = [(k // whole, (found & mask).bit_count()) for k, found in enumerate(capacity.by_free) if k >= whole]
-        return sum(count for _, count in counts), sum(min(room, enough) * count for room, count in counts)
-    mask &= capacity.with_free(need.gpus_milli // MILLI) if need.gpus_milli >= MILLI else -1
-    rooms = [node.room(need, enough) for node in capacity.nodes(mask)]
-    return sum(room > 0 for room in rooms), sum(rooms)
