@@ -94,6 +94,10 @@ def loads(written: str | bytes) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
+# Where half of a surrogate pair may stand: spelled out, as bytes, or in a body of UTF-16 or UTF-32.
+_MAY_BE_NO_TEXT = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]|\x00")
+
+
 class RepeatedKey(ValueError):
     """Which, in words."""
 
@@ -102,6 +106,15 @@ def asked(written: str | bytes) -> Any:
     """JSON that somebody asks with, as it is. Raises ValueError, RepeatedKey for a key that stands twice in one object:
     one of the two would have no effect."""
     return json.loads(written, object_pairs_hook=_each_once)
+
+
+def asked_of_app(written: bytes) -> Any:
+    """The same of the body of a request to an endpoint. Raises ValueError also for half of a surrogate pair: tokenizers
+    and encoders would fail of it, as if we had made a mistake."""
+    found = asked(written)
+    if _MAY_BE_NO_TEXT.search(written):
+        json.dumps(found, ensure_ascii=False).encode()
+    return found
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

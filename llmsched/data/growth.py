@@ -15,7 +15,7 @@ from llmsched.data import tables
 from llmsched.data.files import DataFile, find
 from llmsched.data.media import folder_of
 from llmsched.data.parts import File, marks_of, rows_of
-from llmsched.data.rows import Bad, DataError, NothingThere
+from llmsched.data.rows import Bad, Changed, DataError, NothingThere
 
 STRETCH = 32 << 20  # bytes of lines that are one file to who reads them: also the longest line
 
@@ -66,13 +66,13 @@ class Growth:
         by_lines = tables.has_lines(file) and not _is_wide(self._encoding)
         if about.st_size < size or (about.st_size != size and size and not by_lines):
             hint = "new lines go to its end" if by_lines else "only lines of .jsonl and .txt can be added to a file"
-            raise DataError(
+            raise Changed(
                 f"data set {self._path}: {name} has changed since its rows were read (it had {size:,} bytes, and has "
                 f"{about.st_size:,}); {hint}, anything else to a new file"
             )
         if marks and self._compared.get(name) != about.st_mtime_ns:
             if marks_of(file.path, size) != marks:
-                raise DataError(
+                raise Changed(
                     f"data set {self._path}: {name} is another file than when its rows were read: what it had then is "
                     "not in it any more; put new rows into a file of a new name"
                 )

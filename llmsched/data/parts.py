@@ -16,7 +16,7 @@ from typing import NamedTuple
 from llmsched.data import tables
 from llmsched.data.files import DataFile, find, splits_of
 from llmsched.data.media import folder_of
-from llmsched.data.rows import DataError
+from llmsched.data.rows import Changed, DataError
 from llmsched.data.tables import Numbered
 
 _MARKED = 4096  # bytes at either end of a file, by which another one under its name is told
@@ -114,7 +114,7 @@ class Reader:
             self._at += 1
             yield numbered
         if self._at < part.start + part.rows:
-            raise DataError(f"{self.files[part.file].name} has {self._at:,} rows, and had more before")
+            raise Changed(f"{self.files[part.file].name} has {self._at:,} rows, and had more before")
 
     def _begun(self, file: File) -> Iterator[Numbered]:
         found = find(self._folder / file.name)[0]

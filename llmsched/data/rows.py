@@ -14,6 +14,10 @@ class DataError(ValueError):
     """A data set that cannot be used. The message is for whoever wrote it or named it."""
 
 
+class Changed(DataError):
+    """Rows that were read are not what they were."""
+
+
 class NothingThere(DataError):
     """No file yet that is meant."""
 

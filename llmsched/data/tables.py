@@ -14,10 +14,11 @@ from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 from llmsched.data.files import SPLITS, DataFile, opened
-from llmsched.data.rows import Bad, DataError
+from llmsched.data.rows import Bad, Changed, DataError
 
 Numbered = tuple[int, Any]  # from 1; a row as it stands there (any JSON value), or Bad
 _SAMPLE = 1 << 20
+_FEW = 0.05  # of the lines: so many may be broken, and no sign of another encoding
 _BLOCK = 64 << 20  # bytes of a table at once: also the longest row
 _WRAPPERS = ("data", "rows", "examples", "instances", "train")  # keys of a file that is one object around its rows
 _WESTERN = set("àâäáãåæçèéêëìíîïñòóôöõøœßùúûüýÿÀÂÄÁÃÅÆÇÈÉÊËÌÍÎÏÑÒÓÔÖÕØŒÙÚÛÜÝŸ‘’“”„–—…€£§°«»¿¡ºª·´\xa0•©®™ðþÐÞšžŠŽ")
@@ -47,7 +48,7 @@ def between(file: DataFile, start: int, end: int, lines: int, encoding: str) -> 
         stream.seek(start)
         data = stream.read(end - start)
     if len(data) < end - start:
-        raise DataError(f"{file.name} has been cut: it had {end:,} bytes, and has {start + len(data):,}")
+        raise Changed(f"{file.name} has been cut: it had {end:,} bytes, and has {start + len(data):,}")
     some = io.BytesIO(data)
     rows = _txt(file, some, encoding) if file.kind == "txt" else _json_lines([], _lines(some, encoding))
     for number, row in rows:
@@ -68,8 +69,8 @@ def rows_of_parquet(file: DataFile) -> int:
 
 
 def encoding_of(file: DataFile) -> str:
-    """What the texts of a file are in: what its first bytes say; else UTF-8; else Western European, when it looks so.
-    Raises DataError when it looks like something else."""
+    """What the texts of a file are in: what its first bytes say; else UTF-8, also with some broken lines; else Western
+    European, when it looks so. Raises DataError when it looks like something else."""
     if file.kind in ("parquet", "arrow"):
         return "utf-8"
     with _named(file), opened(file) as stream:
@@ -100,12 +101,33 @@ def _encoding_of(file: DataFile, stream: BinaryIO) -> str:
     except UnicodeDecodeError as error:
         if error.start >= len(sample) - 3:
             return "utf-8"  # a character that the sample cuts
+    utf8, other, plain = _counts_of(sample) if file.kind in ("json", "txt") else (0, 1, 0)
+    if utf8 >= other:  # hardly another encoding looks like it: the others are broken, and told one by one
+        return "utf-8"
     text = sample.decode("cp1252", errors="replace")
     beyond = [letter for letter in text if ord(letter) > 127]
     letters = sum(letter.isalpha() for letter in text)
     if all(letter in _WESTERN for letter in beyond) and len(beyond) <= 0.3 * max(1, letters):
         return "cp1252"
+    if other <= _FEW * plain:
+        return "utf-8"
     raise DataError(f"{file.name} is not UTF-8; say what it is with encoding: (cp1251, gb18030, shift_jis ...)")
+
+
+def _counts_of(sample: bytes) -> tuple[int, int, int]:
+    """How many of its lines are UTF-8 beyond ASCII, neither, and ASCII."""
+    utf8 = other = plain = 0
+    lines = sample.split(b"\n")
+    for line in lines[:-1] if len(sample) == _SAMPLE else lines:
+        if line.isascii():
+            plain += 1
+            continue
+        try:
+            line.decode("utf-8")
+            utf8 += 1
+        except UnicodeDecodeError:
+            other += 1
+    return utf8, other, plain
 
 
 def _lines(stream: BinaryIO, encoding: str) -> Iterator[str | Bad]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,16 +14,12 @@ WRITES = ("chat/completions", "completions")  # routes whose answers come word b
 FLEX = "flex"  # OpenAI's `service_tier` for what can wait
 SESSION_HEADER = b"x-session-id"  # as Ray Serve has it
 SESSION_LENGTH = 256
-# Where half of a surrogate pair may stand: spelled out, as bytes, or in a body of UTF-16 or UTF-32.
-_MAY_BE_NO_TEXT = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]|\x00")
 
 
 def json_in(raw: bytes) -> dict[str, Any]:
     """Raises Refused."""
     try:
-        body = sanitize.asked(raw)
-        if _MAY_BE_NO_TEXT.search(raw):  # tokenizers and encoders would fail of it, as if we had made a mistake
-            json.dumps(body, ensure_ascii=False).encode()
+        body = sanitize.asked_of_app(raw)
     except sanitize.RepeatedKey as error:
         raise Refused(400, f"In the body, {error}.", code="repeated_key") from None
     except (ValueError, RecursionError) as error:

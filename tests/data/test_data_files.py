@@ -99,6 +99,16 @@ def test_another_encoding_is_seen_and_said_or_named_or_asked_for(tmp_path: Path)
     assert read(file, encoding="cp1251")[0]["text"] == "хороший фильм"
 
 
+@pytest.mark.parametrize("broken", [b'{"text": "caf\xc3', b'{"text": "\x9d\x81"}', b"\xff\xfe"])
+def test_a_broken_line_among_those_of_utf_8_breaks_no_other(broken: bytes, tmp_path: Path) -> None:
+    file, line = tmp_path / "a.jsonl", json.dumps({"text": "café"}, ensure_ascii=False).encode()
+    for good in (line, b'{"text": "cafe"}'):
+        file.write_bytes(b"\n".join([*[good] * 30, broken, good]))
+        rows = read(file, "skip")
+        assert {row["text"] for row in rows} <= {"café", "cafe", "\xff\xfe"} and len(rows) == 31
+        assert "row 31 of a.jsonl" in " ".join(rows.notes)
+
+
 def test_a_folder_gives_its_files_in_order_and_of_splits_the_one_asked_for(tmp_path: Path) -> None:
     for name in ("train-00001.jsonl", "train-00000.jsonl", "test.jsonl", "_cache.jsonl", ".hidden.jsonl"):
         (tmp_path / name).write_text(json.dumps({"text": name}))

@@ -268,8 +268,8 @@ def test_the_tutor_says_which_class_has_no_exercises_yet_and_chooses_the_one_tha
     assert refused.value.status_code == 503
     for name, slope, difficulty in (("Q1", 0.5, 0.0), ("Q2", 2.0, 0.0), ("Q3", 2.0, 4.0)):
         (tmp_path / f"six-{name}.json").write_text(json.dumps({"slope": slope, "difficulty": difficulty}))
-    for answers in ({"Q9": True}, {"Q1": "yes"}, "Q1"):
-        with pytest.raises(HTTPException, match="exercise 'Q9'; there are Q1, Q2, Q3|is {EXERCISE: true or false}"):
+    for answers in ({"Q9": True}, {"": True}, {"Q1": "yes"}, "Q1"):
+        with pytest.raises(HTTPException, match="exercise '(Q9)?'; there are Q1, Q2, Q3|is {EXERCISE: true or false}"):
             tutor({"class": "six", "answers": [answers]})
     new, able, not_able = tutor({"class": "six", "answers": [{}, {"Q2": True}, {"Q2": False}]})["students"]
     assert new["next"] == "Q2" and abs(new["knows"]) < 1e-6 and able["knows"] == -not_able["knows"] > 0.5
@@ -309,3 +309,10 @@ def test_a_marker_reads_words_and_letters_alone_and_marks_as_its_columns_were_le
     for answers in ([], [{"key": "payment", "answer": "cost"}], [{"key": key, "answer": "x" * 1001}], "cost"):
         with pytest.raises(HTTPException, match="expected .*WORD: DEFINITION"):
             marker({"answers": answers})
+
+
+@pytest.mark.parametrize("body", [{}, {"mesage": "on"}, {"message": 3}])
+def test_a_command_that_is_none_is_told_to_whoever_gave_it(body: Any, here: Any) -> None:
+    with pytest.raises(HTTPException, match='a command is {"message": a text}') as refused:
+        here("house", "home").House("assistant:commands")(body)
+    assert refused.value.status_code == 422

@@ -211,3 +211,17 @@ def test_a_file_of_a_history_that_cannot_be_read_is_set_aside_and_named(weather,
     app.check_health()
     told = app({})
     assert (told["rows"], told["set_aside"], told["named"]) == (5, 1, ["broken.parquet: it is no parquet"])
+
+
+@pytest.mark.parametrize("value", [1e308, 1e39, 10**400])
+def test_a_number_that_no_curve_can_be_made_of_is_set_aside_and_the_history_goes_on(
+    value, weather, monkeypatch, tmp_path
+):
+    (model, _), _, rows = weather
+    app, history = app_of(monkeypatch, tmp_path, model, rows[:200])
+    append(app, history, [rows[200] | {"x": value}, *rows[201:203]])
+    assert (app({})["rows"], app({})["set_aside"]) == (203, 1)
+    ahead = [{"heat": row["heat"]} for row in rows[203 : 203 + AHEAD]]
+    assert all(map(math.isfinite, app({"forecast": ahead})["curve"]))
+    with pytest.raises(HTTPException, match="row 1 has no number 'heat'"):
+        app({"forecast": [{"heat": value}, *ahead[1:]]})

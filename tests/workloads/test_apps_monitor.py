@@ -12,7 +12,7 @@ from scipy.special import betainc
 from starlette.exceptions import HTTPException
 from waiting import PATIENCE_S, wait_until
 
-from llmsched.data.rows import DataError
+from llmsched.data.rows import Changed, DataError
 from llmsched.errors import ClusterError, RequestError
 from workloads.apps import events, monitor, surge, windows
 from workloads.apps.asking import in_words
@@ -228,7 +228,8 @@ def test_one_that_follows_says_what_keeps_it_and_asks_for_another_replica_only_w
     app._closing.set()
     for error, is_sick in (
         (ClusterError("opinion answered HTTP 503"), False),
-        (DataError("a.jsonl has changed"), True),
+        (Changed("a.jsonl has changed"), True),
+        (DataError("a.jsonl is not UTF-8"), False),
     ):
         monkeypatch.setattr(app, "_look", Raising(error))
         app._follow(0.0)
@@ -313,3 +314,23 @@ def test_what_keeps_it_is_told_without_the_folders_of_the_machine(tmp_path):
         f"data set {tmp_path.name}", ""
     )
     assert in_words(PermissionError(13, "Permission denied", str(tmp_path / "x.jsonl"))) == "x.jsonl: Permission denied"
+
+
+def test_a_broken_byte_breaks_its_row_alone_and_no_replica(tmp_path):
+    good = [json.dumps({"label": "caf\u00e9", "at": 1000 + each}, ensure_ascii=False).encode() for each in range(3)]
+    feed = tmp_path / "feed.jsonl"
+    feed.write_bytes(b"\n".join([*good[:2], b'{"label": "caf\xc3', b"\x9d\x81", good[2], b""]))
+    app = following(tmp_path)
+    app._look()
+    told = ask(app)
+    assert (told["rows"], told["set_aside"], told["keys"]) == (3, 2, ["caf\u00e9"])
+    assert "row 3 of feed.jsonl is not utf-8" in told["named"][0]
+
+
+def test_a_feed_that_cannot_be_told_is_named_and_the_replica_lives(tmp_path):
+    (tmp_path / "feed.jsonl").write_bytes(b'{"label": "\xd7\xe7", "at": 1000}\n' * 9)
+    app = following(tmp_path)
+    app._closing.set()  # one look
+    app._follow(0)
+    assert "is not UTF-8" in ask(app)["trouble"]
+    app.check_health()

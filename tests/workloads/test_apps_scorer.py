@@ -105,6 +105,8 @@ def test_a_reason_says_what_speaks_for_a_label_and_what_against_it(made):
         ({"rows": [{"dept": 3}]}, "row 1 has a column 'dept'; did you mean 'debt'"),
         ({"rows": [{"debt": "much"}]}, "row 1: the column 'debt'"),
         ({"rows": [{"debt": 1e400}]}, "row 1 has a number that is not finite"),
+        ({"rows": [{"debt": 10**400}]}, "row 1: the column 'debt'"),
+        ({"rows": [{"": 3}]}, "row 1 has a column ''"),
     ],
 )
 def test_a_question_that_is_none_is_told_what_is_wrong(made, body, words):

@@ -47,6 +47,7 @@ def test_both_ways_of_asking_say_the_same_and_pcm_is_the_samples_alone():
         ({"input": "a", "voice": 7}, '"voice" is the name of one'),
         ({"input": "a", "speed": 9}, '"speed" is a number of 0.25 to 4'),
         ({"input": "a", "response_format": "mp3"}, '"response_format" is wav or pcm here'),
+        ({"input": "a", "response_format": ["wav"]}, '"response_format" is wav or pcm here'),
         ({"input": "a", "instructions": "whisper"}, 'There is no parameter "instructions" here'),
         (["a"], "must be a JSON object"),
     ],

@@ -264,3 +264,13 @@ def test_numbers_of_libraries_are_numbers_and_records_are_objects():
 def test_what_json_has_no_word_for_is_refused_by_name(value, word):
     with pytest.raises(values.Unsayable, match=word):
         values.encoded(value)
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [(b'{"text": "half a pair: \\ud83d"}', "invalid_json"), (b'{"text": "one", "text": "two"}', "repeated_key")],
+)
+def test_a_text_that_is_none_and_a_key_that_would_have_no_effect_are_refused(body, code):
+    answer = asyncio.run(ask(made("Json"), body=body))
+    assert (answer.status, answer.json()["error"]["code"]) == (400, code)
+    assert asyncio.run(ask(made("Json"), body=b'{"text": "a pair: \\ud83d\\ude00"}')).status == 200

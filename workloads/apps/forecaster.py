@@ -24,12 +24,12 @@ from starlette.exceptions import HTTPException
 
 from llmsched.data.growth import Growth
 from llmsched.data.parts import File, Part, Reader
-from llmsched.data.rows import Bad, DataError
+from llmsched.data.rows import Bad, Changed
 from llmsched.runtime import progress
 from workloads.apps.asking import in_words
 from workloads.loops.forecast import Learnt
 
-LARGEST = torch.finfo(torch.float32).max
+LARGEST = 1e30  # of a number in a row: what is made of larger ones may be none
 NAMED = 20  # odd times, and rows that were set aside
 BANDS = {0.5: (0.25, 0.75), 0.8: (0.1, 0.9), 0.9: (0.05, 0.95)}
 
@@ -83,6 +83,8 @@ class Forecaster:
         if (many := len(self._rows)) < self._learnt.needed:
             raise HTTPException(409, f"{many:,} rows came, and it takes {self._learnt.needed:,} to begin")
         said = self._learnt.curve(torch.tensor([*self._rows]), self._count - many, known, BANDS[self._band])
+        if not all(each.isfinite().all() for each in said):
+            raise HTTPException(422, 'with such numbers in "forecast" and the history the curve is not finite')
         curve, low, high = ([round(value, 4) for value in each.tolist()] for each in said)
         self._said = {self._count + at: pair for at, pair in enumerate(zip(low, high, strict=True))}
         return {"first": self._count, "curve": curve, "low": low, "high": high, "band": self._band}
@@ -96,7 +98,7 @@ class Forecaster:
                     del self._waiting[0]
                 self._trouble, self._has_changed = "", False
             except Exception as error:  # a disk that is away: the next look has it
-                self._has_changed = isinstance(error, DataError)
+                self._has_changed = isinstance(error, Changed)
                 self._trouble = f"the history cannot be read: {in_words(error)}"
                 progress.report(trouble=self._trouble)
                 print(f"[forecaster] {self._trouble}", flush=True)
@@ -143,5 +145,5 @@ def _numbers(row: Any, names: Sequence[str]) -> list[float] | str:
         except (TypeError, ValueError, KeyError, OverflowError):
             return f"has no number {name!r}"
         if not abs(found[-1]) <= LARGEST:
-            return f"has no number {name!r} that is finite"
+            return f"has no number {name!r} that is finite and within 1e30"
     return found

@@ -24,7 +24,7 @@ from starlette.exceptions import HTTPException
 
 from llmsched.data.growth import Growth
 from llmsched.data.parts import File, Part, Reader
-from llmsched.data.rows import Bad, DataError
+from llmsched.data.rows import Bad, Changed
 from llmsched.runtime import progress
 from workloads.apps.asking import asked, in_words
 from workloads.apps.events import Events
@@ -83,7 +83,7 @@ class Monitor:
                 self._look()
                 self._trouble = ""
             except Exception as error:  # an endpoint that is away: the next look has it
-                self._has_changed = isinstance(error, DataError)
+                self._has_changed = isinstance(error, Changed)
                 self._trouble = f"what is new is not counted yet: {in_words(error)}"
                 progress.report(trouble=self._trouble)
                 print(f"[monitor] {self._trouble}", flush=True)

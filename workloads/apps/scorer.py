@@ -54,7 +54,7 @@ class Scorer:
         known = self._learnt.columns.about
         if not isinstance(row, dict):
             raise HTTPException(422, f"row {number} is not an object with named columns")
-        if strange := next((name for name in row if name not in known), None):
+        if (strange := next((name for name in row if name not in known), None)) is not None:
             near = difflib.get_close_matches(strange, known, 1)
             hint = f"did you mean {near[0]!r}?" if near else f"it knows {', '.join(known)}"
             raise HTTPException(422, f"row {number} has a column {sanitize.line(repr(strange), 50)}; {hint}")

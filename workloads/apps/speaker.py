@@ -49,7 +49,7 @@ class Speaker(ABC):
         is_ours = "text" in body
         refuse_what_is_not_here(body, _OURS if is_ours else _OPENAI)
         name, kind = ("text", "wav") if is_ours else ("input", body.get("response_format") or "wav")
-        if kind not in _FORMATS:
+        if not isinstance(kind, str) or kind not in _FORMATS:
             raise RequestError(f'"response_format" is {" or ".join(_FORMATS)} here.', param="response_format")
         text, voice, speed = body.get(name), body.get("voice") or self.voice, body.get("speed", 1.0)
         if not isinstance(text, str) or not text.strip() or len(text) > LONGEST:

@@ -13,7 +13,6 @@ import asyncio
 import contextlib
 import contextvars
 import inspect
-import json
 import re
 from collections.abc import AsyncGenerator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +22,7 @@ from typing import Any, get_origin
 
 from starlette.exceptions import HTTPException
 
+from llmsched import sanitize
 from llmsched.data.parameters import RequestError
 from llmsched.runtime import exceptions
 from llmsched.runtime.serve_internals import of_model
@@ -190,7 +190,9 @@ def _check_place(scope: Message, routes: Iterable[str]) -> None:
 
 def _json(raw: bytes) -> Any:
     try:
-        return json.loads(raw)
+        return sanitize.asked_of_app(raw)
+    except sanitize.RepeatedKey as error:
+        raise RequestError(f"In the body, {error}.", code="repeated_key") from None
     except (ValueError, RecursionError) as error:
         raise RequestError(f"The body is not JSON: {error}.", code="invalid_json") from None
 

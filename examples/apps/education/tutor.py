@@ -44,7 +44,7 @@ class Tutor:
 def _of_one(exercises: Exercises, answers: Any) -> dict[str, Any]:
     if not isinstance(answers, dict) or not all(isinstance(solved, bool) for solved in answers.values()):
         raise HTTPException(422, "what a student did is {EXERCISE: true or false}")
-    if strange := next((name for name in answers if name not in exercises), None):
+    if (strange := next((name for name in answers if name not in exercises), None)) is not None:
         raise HTTPException(422, f"there is no exercise {str(strange)[:50]!r}; there are {', '.join(exercises)}")
     knows = known(exercises, answers)
     left = {name: chances(*about) for name, about in exercises.items() if name not in answers}

@@ -27,9 +27,9 @@ class Door:
         """`{"image": base64}` -> `{"faces": [[left, top, right, bottom], ...]}`, as parts of its sides."""
         try:
             picture = Image.open(io.BytesIO(media.of_text(body["image"]))).convert("L").resize((SIDE, SIDE))
-        except KeyError:
+        except (KeyError, AttributeError):  # none, or no text
             raise HTTPException(422, 'a picture is {"image": base64}') from None
-        except (Unusable, OSError) as error:
+        except (Unusable, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise HTTPException(422, f'"image" is no picture: {error}') from None
         seen = np.pad(np.asarray(picture), AROUND, mode="edge")
         found = self._cascade.detect_multi_scale(

@@ -6,6 +6,8 @@ import json
 import re
 from typing import Any
 
+from starlette.exceptions import HTTPException
+
 from llmsched.runtime import calls
 
 ACTIONS = {"on": "is on", "off": "is off", "open": "is open", "close": "is closed", "set": "is set to"}
@@ -24,6 +26,8 @@ class House:
         self._model, self._stands = model, dict[tuple[str, str], str]()
 
     def __call__(self, body: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(body.get("message"), str):
+            raise HTTPException(422, 'a command is {"message": a text}')
         said = calls.chat(self._model, asked(body["message"]), max_tokens=48, temperature=0)
         try:
             command = json.loads(said)
