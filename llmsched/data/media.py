@@ -127,6 +127,18 @@ def wav(source: Source) -> Wav:
     return Wav(samples, rate, width, channels)
 
 
+def is_cut(data: bytes) -> bool:
+    """Whether the samples of a WAV or AIFF file, of any encoding, end before its head says."""
+    order: Any = {b"RIFF": "little", b"FORM": "big"}.get(data[:4])
+    at = 12
+    while order and at + 8 <= len(data):
+        name, size = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], order)
+        if name in (b"data", b"SSND"):
+            return len(data) < at + 8 + size and size < _STREAMED
+        at += 8 + size + size % 2
+    return False
+
+
 def _told_of(given: wave.Wave_read) -> int:
     """Samples by the head of a WAV file, of which the last one alone is read. Raises Unusable where it is not there."""
     told, of_one = given.getnframes(), given.getsampwidth() * given.getnchannels()

@@ -17,6 +17,7 @@ from llmsched.cli.main import cli
 from llmsched.client import sources
 from llmsched.control import data_files
 from llmsched.control.gpu_memory import Verdict
+from llmsched.data import media
 from llmsched.data.look import look
 from llmsched.data.look_batch import look_at_batch
 from llmsched.errors import SpecError
@@ -438,3 +439,17 @@ def test_speech_in_letters_that_the_model_does_not_write_is_said_with_its_alphab
     said = said_of(tmp_path, [{"audio": "x.wav", "text": "ab ba"}], **speech)
     assert "row 1 of a.jsonl has a target of which the model writes 0 of 4 letters; it writes AB|. Write the" in said
     assert said_of(tmp_path, [{"audio": "x.wav", "text": "AB BA"}], **speech) == ""
+
+
+def test_samples_of_any_encoding_that_end_before_the_head_says_are_cut_off() -> None:
+    of_floats = b"RIFF" + bytes(4) + b"WAVEfmt \x10\0\0\0\x03" + bytes(15) + b"data\x08\0\0\0" + bytes(8)
+    aiff = b"FORM" + bytes(4) + b"AIFFodd \0\0\0\x03" + bytes(4) + b"SSND\0\0\0\x08" + bytes(8)
+    for whole in (of_floats, aiff):
+        assert [media.is_cut(each) for each in (whole, whole[:-1], whole + b"more", whole[:20])] == [
+            False,
+            True,
+            False,
+            False,
+        ]
+    assert not media.is_cut(of_floats.replace(b"data\x08\0\0\0", b"data\xff\xff\xff\xff")), "written into a pipe"
+    assert not media.is_cut(b"") and not media.is_cut(b"ID3 of another kind")

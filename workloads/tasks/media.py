@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from llmsched.data.media import Source, wav
+from llmsched.data.media import Source, is_cut, wav
 from llmsched.data.messages import Unusable
 
 MOST_PIXELS = 50_000_000
@@ -75,9 +75,8 @@ def _by_soundfile(data: bytes, source: Source) -> tuple[Any, int]:
             samples = file.read(dtype="float32", always_2d=True)
     except Exception as error:
         raise Unusable(f"is no audio that can be read{_named(source)}") from error
-    if len(samples) < told:
-        there = f"its head tells of {told:,} samples, and {len(samples):,} are whole"
-        raise Unusable(f"is audio that is cut off{_named(source)}: {there}")
+    if len(samples) < told or is_cut(data):
+        raise Unusable(f"is audio that is cut off{_named(source)}: {len(samples):,} samples are there")
     return samples, rate
 
 
