@@ -16,8 +16,8 @@ from waiting import PATIENCE_S, wait_until
 
 from llmsched.data import tables
 from llmsched.errors import ClusterError, RequestError
+from workloads.apps import documents, retriever
 from workloads.apps import index as indices
-from workloads.apps import retriever
 from workloads.apps.index import Index
 from workloads.apps.passages import LONGEST, OF_ONE_AT_MOST, passages
 from workloads.apps.retriever import Retriever
@@ -322,6 +322,26 @@ def test_a_file_with_a_text_that_the_embedder_refuses_keeps_no_other_one_out(tmp
     app.look()
     told = ask(app, "queen", 1)
     assert told["of"] == 5 and told["set_aside"] == ["b.jsonl: minilm answered HTTP 400: no text"]
+
+
+def test_a_text_of_many_lines_is_one_document_of_which_a_bounded_part_is_read(tmp_path, asked, monkeypatch):
+    monkeypatch.setattr(documents, "AT_MOST", 100)
+    (tmp_path / "a.txt").write_text("the king\n" * 20)
+    write(tmp_path / "b.jsonl", ["the queen"] * 20)
+    answer = ask(made(tmp_path), "king", 1)
+    assert (answer["of"], answer["left_out"]) == (12 + 20, 8 * 8), "rows of a table are no document"
+
+
+def test_one_whose_model_is_not_there_yet_says_which_and_begins_when_it_comes(tmp_path, asked, monkeypatch, capsys):
+    write(tmp_path / "a.jsonl", TEXTS)
+    embeddings = retriever.calls.embeddings
+    errors = [ClusterError("minilm answered HTTP 503: no replica"), RequestError("no minilm", http_status=404)]
+    monkeypatch.setattr(
+        retriever.calls, "embeddings", lambda *given: Raising(errors.pop())() if errors else embeddings(*given)
+    )
+    assert ask(Retriever(str(tmp_path), "minilm", follow=0.01), "queen", 1)["of"] == 4
+    first, then, *more = capsys.readouterr().out.splitlines()
+    assert "begins when it can ask: no minilm" in first and "minilm answered HTTP 503" in then and more == []
 
 
 class Raising:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,3 +36,16 @@ def in_words(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{Path(str(error.filename)).name}: {error.strerror}" if error.filename else error.strerror
     return str(error)
+
+
+def once_there(call: Callable[[], T], every_s: float) -> T:
+    """What `call` answers once the endpoints that it asks are there. Until then the app that begins with it is not
+    there either, and its log says what it waits for. Raises what else `call` raises."""
+    while True:
+        try:
+            return call()
+        except LlmschedError as error:
+            if not isinstance(error, ClusterError) and error.http_status not in (404, 429):
+                raise
+            print(f"[app] it begins when it can ask: {error}", flush=True)
+            time.sleep(every_s)

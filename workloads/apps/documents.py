@@ -14,9 +14,10 @@ from llmsched.data.reading import read
 from llmsched.data.rows import BadRows, DataError
 from llmsched.errors import RequestError
 from workloads.apps.asking import is_refused
-from workloads.apps.passages import LONGEST, left_out, passages
+from workloads.apps.passages import LONGEST, OF_ONE_AT_MOST, left_out, passages
 from workloads.inference.values import Unsayable, encoded
 
+AT_MOST = LONGEST * OF_ONE_AT_MOST  # characters of one text
 AT_ONCE = 64  # texts in one request for vectors
 Embed = Callable[[list[str]], list[list[float]]]
 
@@ -56,13 +57,16 @@ def _rows(file: DataFile, name: str, column: str, vector: str) -> tuple[list[dic
     rows = read(file.path, name, BadRows(name))
     found: list[dict[str, Any]] = []
     vectors: list[Any] = []
-    not_read = 0
+    not_read, room = 0, AT_MOST if file.kind == "txt" else math.inf  # the lines of a text are one document
     for row, at in zip(rows, rows.places, strict=True):
         place = str(at._replace(file=name))
         if column not in row:
             raise DataError(f"{place}: there is no column {column!r}; it has {', '.join(row)}")
         rest = {key: _plain(value) for key, value in row.items() if key not in (column, vector)}
         text, given = sanitize.unicode(str(row[column])), row.get(vector)
+        if (room := room - len(text)) < 0 and found:
+            not_read += len(text)
+            continue
         parts = [*passages(text)] if given is None else [text[:LONGEST]]
         some = [{"text": part, "source": place, **rest} for part in parts]
         try:
@@ -74,6 +78,8 @@ def _rows(file: DataFile, name: str, column: str, vector: str) -> tuple[list[dic
         if beyond := left_out(text):
             not_read += beyond
             print(f"[retriever] {place}: its last {beyond} characters or more are left out", flush=True)
+    if room < 0:
+        print(f"[retriever] {name}: what is beyond its first {AT_MOST:,} characters is left out", flush=True)
     return found, vectors, not_read
 
 

@@ -6,8 +6,9 @@
 `{"query": "...", "k": 5}` -> `{"passages": [{"text", "score", ...}], "of": 12, "left_out": 0, "set_aside": []}`.
 Replicas read the same files, so all know the same; what comes, changes or goes below `documents` is noticed in `follow`
 seconds. Rows of a batch may bring vectors. A long text is several passages (`of`: how many there are), and of one
-beyond a million characters the rest is in none (`left_out` characters). `set_aside` says what is wrong with files that
-cannot be read: each waits until it changes, and what was known of it before is still found.
+beyond a million characters, or a .txt file of as many, the rest is in none (`left_out` characters). `set_aside` says
+what is wrong with files that cannot be read: each waits until it changes, and what was known of it before is still
+found.
 """
 
 from __future__ import annotations
@@ -27,10 +28,11 @@ from llmsched.data.media import folder_of
 from llmsched.data.rows import DataError, NothingThere
 from llmsched.errors import RequestError
 from llmsched.runtime import calls
-from workloads.apps.asking import asked
+from workloads.apps.asking import asked, once_there
 from workloads.apps.documents import document, is_of_the_disk
 from workloads.apps.index import Index
 
+AGAIN_S = 5.0
 AT_MOST_NAMED = 5  # files that are set aside
 MOST = 100  # passages of one answer
 
@@ -51,7 +53,7 @@ class Retriever:
         self._aside: dict[Path, tuple[tuple[int, int] | None, str]] = {}  # as it was then (None: look again), and why
         self._closing = threading.Event()
         find(self._place, aside={})  # raises for a place that has none
-        self._take_in()
+        once_there(self._take_in, min(follow, AGAIN_S))
         if not self._seen:
             raise DataError("; ".join(self._named()) or f"there is no file {documents}")
         weakref.finalize(self, self._closing.set)
