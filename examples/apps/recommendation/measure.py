@@ -10,6 +10,7 @@ from typing import Any
 
 import prepare  # isort: skip  # it knows the way to measuring.py
 
+import friday
 import pandas
 import yaml
 from measuring import rows_of, say, until
@@ -29,6 +30,7 @@ def main() -> None:
     rank = client.chat("films-rank")
     for begin in range(0, len(earlier), AT_ONCE):
         rank.post({"seen": earlier[begin : begin + AT_ONCE]})
+    friday.comes(client)
     told = {(user, one["item"]): one for user, rows in by_user(later).items() for one in asked(rank, user, rows)}
     said = [told[row["user"], row["item"]] for row in later]
     scores, liked = [one["score"] for one in said], [row["liked"] for row in later]
@@ -37,6 +39,8 @@ def main() -> None:
     say("liked", roc_auc_score(liked, scores), roc_auc_score(liked, usual(earlier, later)))
     say("text", roc_auc_score(liked, scores), roc_auc_score(liked, [one["because"]["match"] for one in said]))
     say("cold", roc_auc_score([liked[at] for at in cold], [scores[at] for at in cold]), 0.5)
+    say("wished", *friday.wished(client))
+    say("letters", *friday.liked(client, later))
     until(lambda: client.status("films-nightly").ended, "the night is over")
     found = [trial.value for trial in client.trials("films-nightly").trials if trial.value is not None]
     say("nightly", max(found, default=0.0), by_hand())

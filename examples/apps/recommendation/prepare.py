@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ for place in Path(__file__).resolve().parents[1:3]:
 
 from packaged import table  # noqa: E402  # beside, not installed
 
-LIKED, PRIOR = 4.0, 5.0
+LIKED, PRIOR, MANY, READERS = 4.0, 5.0, 10, 400
 
 
 def prepare(folder: Path) -> None:
@@ -38,7 +39,26 @@ def prepare(folder: Path) -> None:
         lines = (json.dumps({key: row[key] for key in ("user", "item", "text", "year", "liked")}) for row in some)
         (folder / f"{name}.jsonl").write_text("".join(line + "\n" for line in lines))
         print(f"{name}: {len(some):,} ratings")
-    _table(folder, [row for row in rows if not row["is_later"]])
+    earlier = [row for row in rows if not row["is_later"]]
+    _table(folder, earlier)
+    _catalogue(folder, earlier, dict(zip(ratings["movieId"], ratings["title"], strict=True)))
+
+
+def _catalogue(folder: Path, rows: list[dict[str, Any]], titles: dict[int, str]) -> None:
+    """Films that many have rated, and readers of the newsletter: what they have rated, and what they liked last."""
+    rated = Counter(row["item"] for row in rows)
+    films = {row["item"]: f"{titles[row['item']]}: {row['text']}" for row in rows}
+    known = [{"item": row["item"], "text": films[row["item"]], "kinds": row["text"]} for row in rows]
+    known = [*{one["item"]: one for one in known if rated[one["item"]] >= MANY}.values()]
+    readers: dict[int, dict[str, Any]] = {}
+    for row in rows:
+        reader = readers.setdefault(row["user"], {"user": row["user"], "rated": [], "liked": ""})
+        reader["rated"].append(row["item"])
+        reader["liked"] = films[row["item"]] if row["liked"] else reader["liked"]
+    asked = [one for _, one in sorted(readers.items()) if one["liked"]][:READERS]
+    for name, some in (("catalogue", known), ("readers", asked)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in some))
+        print(f"{name}: {len(some):,}")
 
 
 def _table(folder: Path, rows: list[dict[str, Any]]) -> None:
