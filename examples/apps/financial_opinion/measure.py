@@ -13,6 +13,7 @@ from typing import Any
 
 from prepare import FEED, LAST  # isort: skip  # it knows the way to measuring.py
 
+import hours
 from alarms import AGAINST, compare, counts_of
 from measuring import Hook, by_words, rows_of, same, say, until
 
@@ -24,13 +25,13 @@ BROKEN = ['{"text": "cut', '{"created_at": "2017-12-31T00:00:00Z"}']
 
 def main() -> None:
     client, hook = Client(), Hook(FEED / "hook.pem", down=1)
-    client.set_secret("OPINION_HOOK", hook.url)
+    hours.tells(client, hook.url)
     accuracy(client)
     feed = rows_of(DATA / "feed.jsonl")
+    hours.is_nearly_over(client)
     append([*BROKEN, *map(json.dumps, feed)])
-    client.apply("stream.yaml")
-    until(lambda: client.status("opinion-feed").progress.get("step", 0) > 500, "the first tweets are labelled")
-    client.apply("closing.yaml").wait(timeout_s=300)  # the feed gives its GPU back, and goes on afterwards
+    closing = client.wait("opinion-closing", timeout_s=300)  # the feed gives its GPU back, and goes on afterwards
+    say("closing", closing.progress["step"] / len(rows_of(DATA / "opinion-test.jsonl")))
     until(lambda: counted(client) >= len(feed), "the whole feed is labelled and counted")
     answers = [row for file in sorted((FEED / "answers").glob("part-*.jsonl")) for row in rows_of(file)]
     once = sum(count == 1 for count in Counter(row["_row"] for row in answers).values())
