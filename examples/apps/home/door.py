@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import skimage
-from PIL import Image
 from skimage.feature import Cascade
 from starlette.exceptions import HTTPException
 
 from llmsched.data import media
 from llmsched.data.messages import Unusable
+from workloads.tasks import media as pixels
 
 SIDE, AROUND = 100, 30  # pixels: of a picture as it is looked at, and of its border
 
@@ -25,12 +24,13 @@ class Door:
 
     def __call__(self, body: dict[str, Any]) -> dict[str, Any]:
         """`{"image": base64}` -> `{"faces": [[left, top, right, bottom], ...]}`, as parts of its sides."""
+        image = body.get("image")
+        if not isinstance(image, str):
+            raise HTTPException(422, 'a picture is {"image": base64}')
         try:
-            picture = Image.open(io.BytesIO(media.of_text(body["image"]))).convert("L").resize((SIDE, SIDE))
-        except (KeyError, AttributeError):  # none, or no text
-            raise HTTPException(422, 'a picture is {"image": base64}') from None
-        except (Unusable, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise HTTPException(422, f'"image" is no picture: {error}') from None
+            picture = pixels.image(media.of_text(image)).convert("L").resize((SIDE, SIDE))
+        except Unusable as error:
+            raise HTTPException(422, f'"image" {error}; a picture is {{"image": base64}}') from None
         seen = np.pad(np.asarray(picture), AROUND, mode="edge")
         found = self._cascade.detect_multi_scale(
             seen, scale_factor=1.1, step_ratio=1, min_size=(60, 60), max_size=(160, 160)

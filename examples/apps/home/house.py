@@ -9,7 +9,9 @@ from typing import Any
 from starlette.exceptions import HTTPException
 
 from llmsched.runtime import calls
+from workloads.apps import asking
 
+LONGEST = 500  # characters of a command
 ACTIONS = {"on": "is on", "off": "is off", "open": "is open", "close": "is closed", "set": "is set to"}
 
 
@@ -20,20 +22,20 @@ def asked(text: str) -> list[dict[str, str]]:
 
 
 class House:
-    """`model`: a language model that has learnt commands. What the home's devices stand at is kept here alone."""
+    """`model`: a language model that has learnt commands."""
 
     def __init__(self, model: str) -> None:
-        self._model, self._stands = model, dict[tuple[str, str], str]()
+        self._model = model
 
     def __call__(self, body: dict[str, Any]) -> dict[str, Any]:
-        if not isinstance(body.get("message"), str):
-            raise HTTPException(422, 'a command is {"message": a text}')
-        said = calls.chat(self._model, asked(body["message"]), max_tokens=48, temperature=0)
+        message = body.get("message")
+        if not isinstance(message, str) or not message.strip() or len(message) > LONGEST:
+            raise HTTPException(422, f'a command is {{"message": a text of up to {LONGEST} characters}}')
+        said = asking.asked(calls.chat, self._model, asked(message), max_tokens=48, temperature=0)
         try:
             command = json.loads(said)
             device, room, action = (str(command[key]) for key in ("device", "room", "action"))
             now = f"{ACTIONS[action]} {command.get('value', '')}".strip()
         except (ValueError, KeyError, TypeError):
             return {"answer": "I did not understand that.", "command": None}
-        self._stands[room, device] = now
         return {"answer": f"The {device} in the {room} {now}.", "command": command}

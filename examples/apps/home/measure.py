@@ -13,7 +13,7 @@ from typing import Any
 from prepare import asked  # isort: skip  # it knows the way to measuring.py
 
 import numpy as np
-from measuring import rows_of, say
+from measuring import rows_of, say, until
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
@@ -80,8 +80,9 @@ def door() -> None:
 
 
 if __name__ == "__main__":
+    door()
     for part, of in ASKED.items():
         commands(part, *of)
-    door()
+    until(lambda: not any(gang.gpus for gang in CLIENT.status("door").gangs), "the door holds nothing again")
     metrics = CLIENT.status("heating").metrics
     say("heating", metrics["eval.mae"], metrics["eval.mae_season"])
