@@ -30,7 +30,7 @@ class House:
     def __call__(self, body: dict[str, Any]) -> dict[str, Any]:
         message = body.get("message")
         if not isinstance(message, str) or not message.strip() or len(message) > LONGEST:
-            raise HTTPException(422, f'a command is {{"message": a text of up to {LONGEST} characters}}')
+            raise HTTPException(422, f'a command is {{"message": a text}}, of up to {LONGEST} characters')
         said = asking.asked(calls.chat, self._model, asked(message), max_tokens=48, temperature=0)
         try:
             command = json.loads(said)
