@@ -52,8 +52,8 @@ class Life(Protocol):
     def is_unused(self) -> bool:
         """Nobody uses it any more: it is asked to leave, and has succeeded when it has."""
 
-    def of_death(self, rank: int, error: BaseException) -> Death:
-        """What befell a rank whose process is gone; `error` is what Ray raised of it."""
+    def of_death(self, rank: int, error: BaseException | str) -> Death:
+        """What befell a rank whose process is gone; `error` is what Ray raised of it, or all that it says."""
 
     def begin(self) -> None:
         """The work has begun: from now on, leaving has something to save."""

@@ -37,6 +37,7 @@ from llmsched.runtime import (
     environment,
     exceptions,
     execute,
+    exits,
     failures,
     nested,
     over_memory,
@@ -56,12 +57,14 @@ IN_LINE = 2  # parts given to a member: the one it is at, and the next
 
 class Over(NamedTuple):
     """How a run ended: `message` says what went wrong, "" nothing did; `left`: it was asked to. `event` as in
-    `failures`. `step`: as its progress counts them, so rows that were set aside are among them."""
+    `failures`. `step`: as its progress counts them, so rows that were set aside are among them. `death`: all that Ray
+    says of a member that is gone."""
 
     message: str = ""
     event: str = "error"
     left: bool = False
     step: int = 0
+    death: str = ""
 
 
 class Driver:
@@ -83,7 +86,8 @@ class Driver:
                 _enter(stack, self._order, 0)
                 return self._run()
             except ray.exceptions.RayError as error:
-                return Over(*deaths.explain("a worker", deaths.words_of(error), deaths.Known()))
+                words = deaths.words_of(error)
+                return Over(*deaths.explain("a worker", words, deaths.Known()), death=words)
             except BaseException as error:
                 exceptions.show(error)
                 return Over(exceptions.words(error), failures.event_of(error))
@@ -255,6 +259,7 @@ class Member:
         code = _enter(self._stack, order, rank)
         node = ray.get_runtime_context().get_node_id()
         supervisor.works_in.remote(rank, node, str(code), execute.surroundings(), os.getpid())
+        exits.tell(supervisor, rank)
         self._stack.enter_context(pulse.beating(lambda said: supervisor.beat.remote(rank, said)))
         return environment.load_entry(f"{WORK}:Worker", "kind: batch")(order, member)
 

@@ -52,9 +52,12 @@ class BatchAttempt:
         except ray.exceptions.RayError as error:
             raise Outcome("failed", *deaths.explain("the driver", deaths.words_of(error), deaths.Known())) from error
         own = life.ranks.own_failures()  # of a process that ended itself, and said why first
+        if own and over.message:
+            raise Outcome("failed", own[0].message, own[0].event)
+        if over.death and (rank := life.ranks.of_death(deaths.pid_in(over.death))) is not None:
+            raise Outcome("failed", *life.of_death(rank, over.death))
         if over.message:
-            message, event = (own[0].message, own[0].event) if own else (over.message, over.event)
-            raise Outcome("failed", message, event)
+            raise Outcome("failed", over.message, over.event)
         if over.left:
             raise Outcome("released", "left as asked", step=over.step)
 

@@ -107,10 +107,15 @@ _RAISED = re.compile(r"\ARayTaskError|raised in its creation task|creation_task_
 
 def explain(who: str, words: str, known: Known) -> Death:
     """One sentence or two. `words` is all that Ray says of it, with the type of its exception before, if it was one."""
-    pid = known.pid or int((_PID.search(words) or (0, 0))[1])
+    pid = known.pid or pid_in(words)
     process = f"its process{f' {pid}' if pid else ''}{f' on {known.node}' if known.node else ''}"
     sentence, event = _told(words, known, process)
     return Death(f"{who}: {sentence}", event)
+
+
+def pid_in(words: str) -> int:
+    """Of the process that Ray speaks of; 0: it does not say."""
+    return int((_PID.search(words) or (0, 0))[1])
 
 
 def words_of(error: BaseException) -> str:

@@ -49,6 +49,11 @@ class Ranks:
         there = sorted(self.places)
         return self.places[there[number]] if number < len(there) else None
 
+    def of_death(self, pid: int) -> int | None:
+        """Whose process `pid` (0: not known) was; else the lowest that called os._exit; None: nobody can say."""
+        here = (rank for rank, place in sorted(self.places.items()) if pid and place.pid == pid)
+        return next(here, min(self.exits, default=None))
+
     def stopped(self, step: int | None) -> None:
         self.did_stop, self.stopped_step = True, step
 

@@ -264,7 +264,7 @@ class Supervisor:
         if self._attempt is not None:
             self._attempt.controlled_by(controller)
 
-    def of_death(self, rank: int, error: BaseException) -> deaths.Death:
+    def of_death(self, rank: int, error: BaseException | str) -> deaths.Death:
         place = self.ranks.places.get(rank)
         node = place.node if place else self.order["members"][rank]["node"]
         log = ""
@@ -272,7 +272,7 @@ class Supervisor:
             key = f"{self.order['gang']}/{self.order['attempt']}/logs/{rank}.log"
             log = self.storage.read(key)[-_LAST_WORDS_BYTES:].decode(errors="replace")
         known = deaths.Known(node_name(node), place.pid if place else 0, self.ranks.exits.get(rank), log)
-        return deaths.explain(f"rank {rank}", deaths.words_of(error), known)
+        return deaths.explain(f"rank {rank}", error if isinstance(error, str) else deaths.words_of(error), known)
 
     @property
     def is_leaving(self) -> bool:

@@ -7,7 +7,6 @@ workers only, where the GPUs are, which also decides between NCCL and Gloo. Star
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import json
 import os
@@ -15,7 +14,7 @@ import socket
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import ray
 from ray.train.backend import Backend, BackendConfig
@@ -28,6 +27,7 @@ from llmsched.runtime import (
     environment,
     exceptions,
     execute,
+    exits,
     failures,
     nested,
     outputs,
@@ -43,7 +43,6 @@ from llmsched.runtime.ray_internals import TORCH, answer_with, use_cpu
 
 OUR_LOOP = "workloads.finetune.loop:run"
 _LEAVE_WITHIN_S = 5.0
-_TOLD_WITHIN_S = 2.0
 
 
 class TorchGroup(BackendConfig):  # type: ignore[misc]
@@ -187,7 +186,7 @@ def work(config: dict[str, str]) -> None:
                 surroundings = execute.surroundings()
                 # Known before code of users runs, which may start others: where nobody works, nobody has left any.
                 ray.get(supervisor.works_in.remote(rank, here_id, str(code or folder), surroundings, os.getpid()))
-                _tell_of_exit(supervisor, rank)
+                exits.tell(supervisor, rank)
                 with pulse.beating(lambda said: supervisor.beat.remote(rank, said)):
                     _run_loop(order, code, supervisor, rank)
             except elastic.Stopped as stopped:
@@ -215,19 +214,6 @@ def work(config: dict[str, str]) -> None:
     finally:
         environment.drop(folder)
         nested.drop()
-
-
-def _tell_of_exit(supervisor: Any, rank: int) -> None:
-    """`os._exit` leaves nobody to say what happened: so it says it first. Children that are forked leave as ever."""
-    leave, mine = os._exit, os.getpid()
-
-    def told(status: int) -> NoReturn:
-        if os.getpid() == mine:
-            with contextlib.suppress(Exception):
-                ray.get(supervisor.exits.remote(rank, status), timeout=_TOLD_WITHIN_S)
-        leave(status)
-
-    os._exit = told
 
 
 def _came_to_an_end(supervisor: Any, rank: int) -> None:

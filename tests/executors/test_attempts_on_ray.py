@@ -43,7 +43,7 @@ def test_what_an_attempt_took_while_it_started_is_freed_however_it_ends(lab):
         asked.stdin.close()
 
 
-def test_a_rank_that_left_and_one_that_is_done_while_another_waits_are_told_as_what_they_are(lab):
+def test_a_rank_that_left_and_one_that_is_done_while_another_waits_are_told_as_what_they_are(lab, tmp_path):
     def uneven(name, **config):
         spec = {"train": {"loop": "loops:uneven", "config": config}}
         lab.launch(lab.order(f"{name}/0", "train", spec, workdir=lab.workdir))
@@ -54,7 +54,14 @@ def test_a_rank_that_left_and_one_that_is_done_while_another_waits_are_told_as_w
     assert left.message.startswith("rank 1: its process ") and "left by os._exit(0) before" in left.message
     assert "on node-2" in left.message
 
-    uneven("early")
+    uneven("early")  # which is watched for a while, in which a function of a batch leaves
+    (tmp_path / "rows.txt").write_text("one\n")
+    section = {"input": {"path": str(tmp_path / "rows.txt"), "on_bad_row": "skip"}, "map": "loops:leaves"}
+    spec = {"workers": {"min": 1, "max": 1}, "batch": section | {"format": "jsonl", "batch_size": 1}}
+    lab.launch(lab.order("exits/0", "batch", spec, lab.nodes[:1], workdir=lab.workdir))
+    exits = lab.bridge.until(Ended, PATIENCE_S, gang="exits/0")
+    assert (exits.outcome, exits.event) == ("failed", "error"), "no signal, and no want of memory"
+    assert exits.message.startswith("rank 0: its process ") and "left by os._exit(3) before" in exits.message
     since = 0
     while not (stalled := lab.bridge.until(Stalled, PATIENCE_S, since, gang="early/0")).message.startswith("rank 1"):
         since = lab.bridge.seen.index(stalled, since) + 1  # on a busy machine its supervisor may be late with an answer

@@ -10,7 +10,8 @@ from ray.core.generated import common_pb2
 from ray.core.generated.common_pb2 import NodeDeathInfo
 from ray.exceptions import ActorDiedError, RayTaskError
 
-from llmsched.runtime.deaths import Known, explain, words_of
+from llmsched.runtime.deaths import Known, explain, pid_in, words_of
+from llmsched.runtime.ranks import Ranks
 
 HEAD = "The actor died unexpectedly before finishing this task.\n\tclass_name: RayTrainWorker\n\tpid: 4711\n"
 OOM = HEAD + (
@@ -206,3 +207,13 @@ def check(words: str, told: str, event: str) -> None:
     death = explain("rank 1", words, Known("n2"))
     assert told in death.message and death.event == event, death
     assert ("was killed" in death.message) is (told == SIGNAL)
+
+
+def test_of_several_ranks_the_dead_one_is_found_by_its_process_else_by_what_it_said_before() -> None:
+    ranks = Ranks()
+    ranks.works_in(0, "n", "/a", {}, 4710)
+    ranks.works_in(1, "n", "/b", {}, 4711)
+    assert ranks.of_death(pid_in(EOF)) == 1
+    assert ranks.of_death(0) is None and ranks.of_death(99) is None
+    ranks.exits[1] = 3
+    assert ranks.of_death(0) == 1, "Ray Data does not say which process it was"
