@@ -412,3 +412,22 @@ def test_elastic_work_grows_before_a_lower_priority_starts() -> None:
     given.turn(facts.Finished(given.now, "other/0", 1, "succeeded"))
     given.settle()
     assert given.state.gangs["e/0"].size == 8 and given.phase("low") == "waiting"
+
+
+@pytest.mark.parametrize("elasticity", ["even", "goodput", "marginal_throughput"])
+@pytest.mark.parametrize("fixed, starts", [(8, ["elastic"]), (6, ["elastic", "fixed"])])
+def test_elastic_work_comes_before_fixed_work_that_was_submitted_after_it(
+    elasticity: str, fixed: int, starts: list[str]
+) -> None:
+    """Nothing was left for the older one beside what the younger one would start on, which was counted first."""
+    given = ranked("1 node x 8").policies(elasticity=elasticity).running("first", 8, priority=90)
+    given.pending("elastic", 2, elastic=(2, 6)).after(10.0).pending("fixed", fixed)
+    plan = given.turn(facts.Finished(given.now, "first/0", 1, "succeeded"))
+    assert [each.name for each in plan.decisions if isinstance(each, Launch)] == starts
+
+
+def test_fixed_work_comes_before_elastic_work_that_was_submitted_after_it() -> None:
+    given = ranked("1 node x 8").running("first", 8, priority=90)
+    given.pending("fixed", 8).after(10.0).pending("elastic", 2, elastic=(2, 6))
+    plan = given.turn(facts.Finished(given.now, "first/0", 1, "succeeded"))
+    assert plan.decisions == [Launch("fixed", 8)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from heapq import nsmallest
 from math import inf
 from typing import NamedTuple
 
@@ -225,15 +226,16 @@ class Demand:
         key = (row.flavor, row.spec.priority)
         self._rigid[key] = self._rigid.get(key, 0) + row.amount
 
-    def forget_who_finds_none(self, waiting: list[GangState]) -> dict[str, None]:
+    def forget_who_finds_none(self, waiting: list[GangState]) -> tuple[dict[str, None], dict[str, GangState]]:
         """By rank: those that find no place beside what the sizes leave, for whom nothing is kept then. Elastic ones of
         a higher priority may have more than their least, on what others were to start on; those that have a share are
         ranked before others of their priority; and one that may have either of two flavors counts for both together.
-        `waiting`: elastic ones."""
+        `waiting`: elastic ones. Beside them those that rest no longer, as work of fixed size that comes after them
+        stands back: see `_come_first`."""
         this, trial, sizes = self._this, self._this.trial, self._this.plan.sizes
         sized = [gang for gang in waiting if sizes.get(gang.id) and gang.nomination is None][:STARTS_TRIED]
         if not self._by_rank or not (this.plan.would_start or sized):
-            return {}
+            return {}, {}
         mark, free = trial.mark(), list[Giver]()
         for gang in self._running:
             held, size = trial.held(gang), sizes.get(gang.id)
@@ -244,9 +246,11 @@ class Demand:
                 free.append(giver)
             trial.hold(gang, keeps(*giver) if size else ())
         trial.let_them_go()
-        fixed = (this.state.gangs[name] for name in this.plan.would_start)
+        fixed = [this.state.gangs[name] for name in this.plan.would_start]
         asked = sorted([*fixed, *sized], key=lambda gang: (-gang.spec.priority, gang.spec.is_elastic()))
         gone = {gang.id: None for gang in asked if not self._finds_place(gang, free)}
+        rests = [gang for gang in waiting if sizes.get(gang.id) == 0 and gang.nomination is None]
+        first = self._come_first(rests, [gang for gang in fixed if gang.id not in gone], free, gone)
         trial.rollback(mark)
         rows, self._fixed, self._rigid = self._fixed, [], {}
         for row in rows:
@@ -254,7 +258,50 @@ class Demand:
                 self._add(row)
         for name in gone:
             this.plan.would_start.pop(name, None)
-        return gone
+        return gone, first
+
+    def _come_first(
+        self, rests: list[GangState], fixed: list[GangState], free: list[Giver], gone: dict[str, None]
+    ) -> dict[str, GangState]:
+        """Of those that elasticity has given nothing those that have their least all the same, on what work of fixed
+        size of their priority would start on that comes after them in the order: that work is `gone` then. The policy
+        has compared elastic gangs with one another, and with nobody else."""
+        if not fixed:
+            return {}
+        oldest = nsmallest(STARTS_TRIED, rests, key=lambda gang: (gang.submitted_at, gang.id))
+        key = {gang.id: rank_of(self._this, gang) for gang in (*oldest, *fixed)}
+        first: dict[str, GangState] = {}
+        in_vain: dict[Shape | None, None] = {}
+        for gang in sorted(oldest, key=lambda gang: key[gang.id]):
+            if gang.shape in in_vain:
+                continue
+            later = [one for one in fixed if key[one.id] > key[gang.id] and self._is_like(one, gang)]
+            out = self._stand_back(gang, sorted(later, key=lambda one: key[one.id]), free) if later else {}
+            if out:
+                first[gang.id] = gang
+                gone.update(out)
+                fixed = [one for one in fixed if one.id not in gone]
+            elif not self._calendar.windows.rows:
+                in_vain[gang.shape] = None
+        return first
+
+    def _is_like(self, one: GangState, other: GangState) -> bool:
+        """Whether nothing but the order says which of two comes first."""
+        is_open = not self._this.state.quota.enforced or one.spec.queue == other.spec.queue
+        return is_open and (not self._this.policies.ordering.by_priority or one.spec.priority == other.spec.priority)
+
+    def _stand_back(self, gang: GangState, later: list[GangState], free: list[Giver]) -> dict[str, None]:
+        """Those of them that find no place beside it, which it has from then on; none: it is not they that are in its
+        way."""
+        trial, mark = self._this.trial, self._this.trial.mark()
+        for one in later:
+            trial.hold(one, ())
+        out: dict[str, None] = {}
+        if self._finds_place(gang, free):
+            out.update((one.id, None) for one in later if not self._finds_place(one, free))
+        if not out:
+            trial.rollback(mark)
+        return out
 
     def _finds_place(self, gang: GangState, free: list[Giver]) -> bool:
         """If it does, it has it from then on."""

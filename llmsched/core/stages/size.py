@@ -2,7 +2,9 @@
 
 Priorities come before the policy: those of a higher one share first, and leave the rest, but for what others hold at
 least. Waiting gangs of fixed size have their part kept free, as far as they could start with it; a waiting gang that
-could not start whatever elastic ones gave shares in nothing. Those whose flavors have nothing in common share apart.
+could not start whatever elastic ones gave shares in nothing. By rank an elastic one that comes before some of them in
+the order has its least before their part is kept (`Demand._come_first`). Those whose flavors have nothing in common
+share apart.
 Those that a reservation keeps out share what is outside of it, and those of one flavor what there is of it (`Limit`).
 """
 
@@ -42,9 +44,10 @@ def run(this: Pass, calendar: Calendar) -> None:
     owed = _owed(this, running) if by_rank else {}
     gangs = sorted(running + waiting, key=lambda g: (g.submitted_at, g.workload_id, g.index))[:GANGS_SHARED]
     _share(this, demand, gangs, owed, by_rank)
-    if none := demand.forget_who_finds_none(waiting):
+    none, first = demand.forget_who_finds_none(waiting)
+    if none:
         plan.sizes.update(dict.fromkeys((gang.id for gang in gangs if gang.id in none), 0))
-        _share(this, demand, [gang for gang in gangs if gang.id not in none], owed, by_rank)
+        _share(this, demand, [gang for gang in gangs if gang.id not in none], owed | first, by_rank)
     plan.kept_free = {flavor: demand.rigid_of([flavor]) for flavor in state.capacity.by_flavor}
     if policy.period_s:
         plan.by_clock = True
