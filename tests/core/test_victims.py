@@ -210,3 +210,11 @@ def test_nobody_begins_on_a_part_of_a_device_that_is_promised_once_others_have_l
     assert given.pending("part", 0.25).turn().decisions == []
     given.after(20.0, *(facts.Released(given.now, f"v{number}/0", 1) for number in range(3)))
     assert Launch("high", 2) in given.turn().decisions
+
+
+def test_who_holds_the_place_leaves_though_another_one_of_its_queue_elsewhere_is_cheaper() -> None:
+    """Quotas count both flavors together: once the cheaper one has gone, its queue has nothing beyond its own."""
+    given = cluster("1 node x 1 B, 1 node x 2 A").rules(reclaim="any").queue("owner", gpus=2).queue("borrower", gpus=1)
+    given.running("there", 1, flavor="B", queue="borrower").after(3600.0)
+    given.running("elsewhere", 1, flavor="A", queue="borrower").pending("in", 1, flavor="B", queue="owner")
+    assert given.decide().decisions == [Evicted("there", "quota_reclaim"), Nominate("in", 1)]
