@@ -103,8 +103,8 @@ class Scheduling:
     order: str = "priority"  # priority | strict_fifo | best_effort
     fifo_scope: str = "per_queue"  # per_queue | per_flavor
     backfill: str = "off"  # off | easy | conservative
-    hold_after_s: float = 1800.0  # who has waited so long is planned for: nobody may delay it any more. 0: off. One GPU
-    # that has room at each end waits for ten times its run time, if that is known and more, as the order decides there.
+    hold_after_s: float = 1800.0  # who has waited so long is planned for: nobody may delay it any more. 0: off. Who
+    # has room at each end waits for ten times its run time, if that is known and more, as the order decides there.
     # By rank: who has waited twice as long comes first for a part of the GPUs, see lane.py
     quantum_s: float = 0.0
     preemption: PreemptionRules = PreemptionRules()

@@ -8,7 +8,7 @@ from collections import Counter
 
 from llmsched.core.outstanding import Outstanding
 from llmsched.core.quota import QuotaTree
-from llmsched.core.records import GangState, amount_of, size_of
+from llmsched.core.records import GangState, amount_of, lets_go, size_of, weigh
 from llmsched.core.resources import MILLI
 from llmsched.core.state import State
 from llmsched.core.status import HOLDING, Status
@@ -189,6 +189,9 @@ def _indices(state: State) -> list[str]:
     shapes = [group.options[0].resources for gang in state.gangs.values() if gang.held for group in gang.spec.groups]
     if state.kinds != {shape: shapes.count(shape) for shape in shapes}:
         broken.append(f"index: kinds of bundles that are held: {state.kinds}")
+    frees = Counter(found for gang in state.gangs.values() if (found := lets_go(weigh(gang.spec, gang.held))))
+    if state.ledgers.frees != frees:
+        broken.append(f"index: what nodes have again when one ends: {state.ledgers.frees}")
     anew = Outstanding()
     for gang in state.gangs.values():
         if gang.id in state.waiting or (gang.is_active() and gang.id in state.holding):

@@ -14,7 +14,7 @@ from llmsched.core.configuration import Configuration
 from llmsched.core.past_use import bring_up_to
 from llmsched.core.prices import price_per_gpu_hour
 from llmsched.core.quota import QuotaTree
-from llmsched.core.records import GangState, HoldingGroup, QueueUse, amount_of, gpus_of, weigh
+from llmsched.core.records import GangState, HoldingGroup, QueueUse, Weighed, amount_of, gpus_of, lets_go, weigh
 from llmsched.core.resources import MILLI, ByNode, Resources
 from llmsched.core.usage import MICROS, Held, Meter
 from llmsched.core.workload import Placement
@@ -31,6 +31,7 @@ class Ledgers:
         self.groups: dict[tuple[str, int, bool], HoldingGroup] = {}  # by queue, priority, preemptible
         self.graces: dict[str, float] = {}  # seconds that each that holds something has to leave
         self.kinds: dict[Resources, int] = {}  # bundle shape -> groups of gangs that hold such bundles
+        self.frees: dict[tuple[Resources, ...], int] = {}  # what nodes have again -> gangs whose end gives it back
         self.present: dict[str, dict[str, None]] = {}  # by node: gangs that hold something there
         self.configuration = configuration
         self.meter = Meter()  # of what `hold` says; a twin holds nothing of its own
@@ -92,6 +93,7 @@ class Ledgers:
                 self.kinds[shape] = self.kinds.get(shape, 0) + (1 if new else -1)
                 if not self.kinds[shape]:
                     del self.kinds[shape]
+        self.count_frees(gang, -1)
         if gang.held:
             self.charge(gang, gang.held, -1)
             for placed in gang.held:
@@ -99,11 +101,19 @@ class Ledgers:
                 self.present[placed.node].pop(gang.id, None)
         gang.held = new
         amounts = self.charge(gang, new, 1) if new else {}
+        self.count_frees(gang, 1)
         self.show(gang)
         if not new:
             gang.weighed = None
         held = self._priced(gang, new, amounts)
         self.meter.hold(gang.id, gang.workload_id, spec.queue, held, self.quota, now)
+
+    def count_frees(self, gang: GangState, sign: int) -> None:
+        """One more (1) or fewer (-1) that lets go of what this one holds."""
+        if found := lets_go(_weighed(gang, gang.held)):
+            self.frees[found] = self.frees.get(found, 0) + sign
+            if not self.frees[found]:
+                del self.frees[found]
 
     def show(self, gang: GangState) -> None:
         """It is present where it holds something."""
@@ -225,10 +235,7 @@ class Ledgers:
         take, nodes = self.capacity.take, self.nodes
         by_flavor: dict[str | None, int] = {}
         cpus = memory = total = 0
-        weighed = gang.weighed
-        if weighed is None or weighed.placement is not placement or weighed.spec is not spec:
-            weighed = gang.weighed = weigh(spec, placement)
-        for name, amount, device in weighed.amounts:
+        for name, amount, device in _weighed(gang, placement).amounts:
             node = nodes[name]
             take(node, amount, device, sign)
             gpus = amount.gpus_milli
@@ -291,3 +298,11 @@ class Ledgers:
         change = self.quota.charge if sign > 0 else self.quota.release
         for (queue, flavor), gpus in by_queue.items():
             change(queue, flavor, gpus)
+
+
+def _weighed(gang: GangState, placement: Placement) -> Weighed:
+    """Kept for the next one who asks for the same."""
+    weighed = gang.weighed
+    if weighed is None or weighed.placement is not placement or weighed.spec is not gang.spec:
+        weighed = gang.weighed = weigh(gang.spec, placement)
+    return weighed

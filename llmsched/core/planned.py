@@ -200,10 +200,10 @@ def is_fluid(state: State, spec: Workload) -> bool:
     if len(spec.groups) != 1 or spec.topology != (None, None) or len(spec.groups[0].options) != 1:
         return False
     each = spec.groups[0].options[0].resources
-    return each == ONE_GPU or (each.gpus_milli == MILLI and _is_plenty(state, [each, *state.kinds]))
+    return each == ONE_GPU or (each.gpus_milli == MILLI and is_plenty(state, [each, *state.kinds]))
 
 
-def _is_plenty(state: State, bundles: Iterable[Resources]) -> bool:
+def is_plenty(state: State, bundles: Iterable[Resources]) -> bool:
     """Whether beside each GPU that such bundles leave free a node has all that one of them asks for with it."""
     bundles = [*bundles]
     if any(each.custom or not each.gpus_milli for each in bundles):

@@ -257,6 +257,14 @@ def weigh(spec: Workload, placement: Placement) -> Weighed:
     return Weighed(spec, placement, tuple(amounts))
 
 
+def lets_go(weighed: Weighed) -> tuple[Resources, ...]:
+    """What each node has again when one ends, least first; (): none of it is of GPUs, or it has no end."""
+    there: dict[str, Resources] = {}
+    for name, amount, _ in weighed.amounts if weighed.spec.kind != "serve" else ():
+        there[name] = there[name].plus(amount) if name in there else amount
+    return tuple(sorted(each for each in there.values() if each.gpus_milli))
+
+
 def total_of(by_node: ByNode) -> Resources:
     total = ZERO
     for _, used in by_node:

@@ -307,6 +307,7 @@ def _charge(state: State, snapshot: Snapshot) -> None:
             for each in spec.groups:
                 shape = each.options[0].resources
                 state.kinds[shape] = state.kinds.get(shape, 0) + 1
+            state.ledgers.count_frees(gang, 1)
     state.ledgers.use = {name: replace(use) for name, use in snapshot.use}
     state.ledgers.configuration, state.ledgers.meter = snapshot.configuration, thawed(snapshot.meter)
 

@@ -21,7 +21,7 @@ from llmsched.policies.registry import load
 # Attributes of State that a snapshot has under another name, or that follow from what it has.
 ELSEWHERE = {
     *("archive", "children", "ends", "fleet", "history", "ledgers", "memo", "open_work", "outstanding", "touched"),
-    *("places", "present", "graces"),
+    *("places", "present", "graces", "frees"),
     *("capacity", "configuration", "half_life_s", "quota"),
 }
 

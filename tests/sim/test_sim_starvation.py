@@ -51,17 +51,17 @@ def test_by_rank_the_lane_pays_for_one_after_the_other(ordering: str) -> None:
     assert [starved[f"whole{number}"].first_start_s for number in range(len(CAME_S))] == [None, None, None]
 
 
-@pytest.mark.parametrize("hold_s", [60.0, 600.0])
-def test_where_all_wait_for_long_the_order_decides_among_singles(hold_s: float) -> None:
+@pytest.mark.parametrize(("hold_s", "gpus"), [(60.0, 1), (600.0, 1), (60.0, 3)])
+def test_where_all_wait_for_long_the_order_decides_among_those_that_are_alike(hold_s: float, gpus: int) -> None:
     """Each fits wherever one ends. Held for after the same time, all would begin as they came."""
     rows = [(n, (30.0, 120.0, 30.0, 600.0)[n % 4]) for n in range(160)]
-    jobs = [Job(f"s{n}", n * EVERY_S, 1, ((1, lasts),)) for n, lasts in rows]
+    jobs = [Job(f"s{n}", n * EVERY_S, gpus, ((gpus, lasts),)) for n, lasts in rows]
     mean, worst = {}, {}
     for patience in (hold_s, 0.0):
         base = setting.configuration(jobs, ordering="shortest_remaining", preempt=False)
         configuration = replace(base, scheduling=replace(base.scheduling, hold_after_s=patience))
         told = runtimes.parse_estimates("exact")
-        options = simulator.Options(fleet.parse("1x4"), configuration, estimates=told, leave_s=0.0)
+        options = simulator.Options(fleet.parse(f"1x{4 * gpus}"), configuration, estimates=told, leave_s=0.0)
         found = simulator.simulate(jobs, options).outcomes
         waits = [each.first_start_s - each.job.submit_s for each in found if each.first_start_s is not None]
         assert len(waits) == len(jobs)

@@ -4,9 +4,10 @@ A hold is made where its gang could begin, and whom it binds delays it by nothin
 have begun by now is overdue: it was moved to and fro, or waits for work that outlives what was presumed. Then the next
 gang is held for as well; and where later work alone keeps the first one out, that work's nodes are kept for it.
 
-A hold is for who does not fit when its turn comes, as smaller work streams past it. Who fits wherever anybody ends is
-outranked by the order and nothing else. Held for after the same time, where all wait for longer than that, all would
-begin as they came, whatever the order says. So its patience grows with its own run time, where that is known.
+A hold is for who does not fit when its turn comes, as smaller work streams past it. Who fits wherever anybody ends, of
+whatever size it is (each_end.py), is outranked by the order and nothing else. Held for after the same time, where all
+wait for longer than that, all would begin as they came, whatever the order says. So its patience grows with its own run
+time, where that is known. As soon as somebody holds less than it needs it is held for after the same time as all else.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from math import inf
 from operator import itemgetter
 
 from llmsched.core.amounts import options_of
+from llmsched.core.each_end import EachEnd
 from llmsched.core.kept_quota import Owners
 from llmsched.core.lane import PART
-from llmsched.core.planned import Promise, earliest, has_shares, is_fluid, timeline_for
+from llmsched.core.planned import Promise, earliest, timeline_for
 from llmsched.core.possible import able_options
 from llmsched.core.records import GangState
-from llmsched.core.resources import MILLI
 from llmsched.core.run_times import longest_s, runtime_s
 from llmsched.core.scheduling_pass import Pass, There
 from llmsched.core.shapes import Shape
@@ -45,8 +46,8 @@ def run(this: Pass, calendar: Calendar) -> None:
         return
     kept: dict[tuple[bool, str | None], None] = {}
     looked, tried = Counter[object](), Counter[object]()
-    owners = Owners(this.trial)
-    for gang, shape in _owners_first(_patient(this, patience), owners):
+    owners, each_end = Owners(this.trial), EachEnd(state)
+    for gang, shape in _owners_first(_patient(this, patience, each_end), owners):
         spec, flavors = gang.spec, shape.flavors
         alike = (spec.queue, *flavors)
         if looked[alike] >= HOLDS_TRIED or not _is_able(this, shape):
@@ -66,7 +67,7 @@ def run(this: Pass, calendar: Calendar) -> None:
         if promise.quota is not None:
             promise.quota.keep_own(this.trial, timeline_for(this.trial, gang.spec).all_ends())
         calendar.promises.append(promise)
-        since = gang.queued_since + _patience(state, gang, patience, fits=_fits_at_each_end(state, shape))
+        since = gang.queued_since + _patience(state, gang, patience, fits=each_end.has_room_for(shape))
         if plan.has_come(since + longest_s(state)):
             promise.overdue = _without_later(this, calendar, promise, since)
         else:
@@ -82,7 +83,7 @@ def _owners_first(found: list[tuple[GangState, Shape]], owners: Owners) -> Itera
         yield from (row for row in found if allows[id(row[1].kin)] is comes_first)
 
 
-def _patient(this: Pass, patience: float) -> list[tuple[GangState, Shape]]:
+def _patient(this: Pass, patience: float, each_end: EachEnd) -> list[tuple[GangState, Shape]]:
     """The first of each class that has waited for so long, and the class: who has the better right first."""
     state, plan, begun = this.state, this.plan, this.trial.begun
     gangs, nominated = state.gangs, plan.nominations
@@ -92,7 +93,7 @@ def _patient(this: Pass, patience: float) -> list[tuple[GangState, Shape]]:
             break  # of thousands the soonest alone is named
         shape = state.waiting.live[serial]
         rows = ((since, name) for since, name in shape.since if name not in begun)
-        fits = since + patience <= plan.at and _fits_at_each_end(state, shape)
+        fits = since + patience <= plan.at and each_end.has_room_for(shape)
         for since, name in islice(rows, HOLDS_TRIED if fits else 1):
             until = since + _patience(state, gangs[name], patience, fits=fits)
             if until > plan.at:
@@ -110,11 +111,6 @@ def _patience(state: State, gang: GangState, least: float, *, fits: bool) -> flo
     if not fits or gang.work_left is None:
         return least
     return max(least, runtime_s(state, gang, gang.spec.min_size, fastest=True) / PART)
-
-
-def _fits_at_each_end(state: State, shape: Shape) -> bool:
-    """Whether one of it has room wherever anybody ends: it needs one GPU, and nobody holds less."""
-    return shape.least_total == MILLI and is_fluid(state, shape.sample) and not has_shares(state)
 
 
 def _is_able(this: Pass, shape: Shape) -> bool:
