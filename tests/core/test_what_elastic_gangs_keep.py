@@ -6,12 +6,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from ledger import Given, Nominate, Preempt, Resize, cluster
+from ledger import Given, Launch, Nominate, Preempt, Resize, cluster
 
 from llmsched.core import decisions, facts
 from llmsched.core.configuration import Reservation
 from llmsched.core.nodes import Node
 from llmsched.core.resources import Resources
+from llmsched.core.status import Status
 from llmsched.core.workload import Group, Option, Placed, Topology, Workload
 
 
@@ -300,3 +301,18 @@ def test_beside_any_number_of_classes_that_cannot_start_an_elastic_gang_grows() 
         group = Group("workers", 1, (Option("B", unlike),))
         given.state.apply(facts.Submitted(given.now, Workload(f"w{number}", f"w{number}", "task", (group,), queue="b")))
     assert given.after(60.0).turn().decisions == [Resize("grows", 8)]
+
+
+@pytest.mark.parametrize(("where", "booked", "size"), [("1 node x 8", 2, 6), ("2 nodes x 4", 4, 4)])
+def test_one_that_a_reservation_finds_while_it_is_launched_begins_anew_on_what_it_would_keep(
+    where: str, booked: int, size: int
+) -> None:
+    """What it would have kept was anybody's, so that it waited for all whom the order prefers."""
+    made = cluster(where).reserve(200.0, 500.0, "bob", gpus=booked).policies(ordering="shortest_remaining")
+    made.pending("guest", 1, (1, 8), user="zoe", grace_s=120.0, estimated_runtime_s=50.0).turn()
+    made.after(10.0, facts.Estimated(made.now, "guest/0", 10_000.0))
+    assert made.state.gangs["guest/0"].status is Status.LAUNCHING and made.state.gangs["guest/0"].size == 8
+    made.pending("short", 2, user="zoe", max_runtime_s=5.0)
+    made.after(80.0)
+    assert made.turn().decisions == [Preempt("guest", "reservation")]
+    assert Launch("guest", size) in made.after(1.0).turn(facts.Released(made.now, "guest/0", 1)).decisions

@@ -1,7 +1,8 @@
 """Reserved GPUs are cleared: whoever is on them and will not end in time leaves, its grace before the window opens.
 
 Of a node that is reserved in part nobody leaves who fits beside the reservation; the newest go first. An elastic gang
-that runs becomes smaller instead, by as little as possible, where it need not leave whole.
+becomes smaller instead, by as little as possible, where it need not leave whole. One that is still being launched
+cannot: it begins anew on what it would keep, which is kept for it meanwhile.
 """
 
 from __future__ import annotations
@@ -40,10 +41,11 @@ def run(this: Pass) -> None:
                 continue
             if plan.has_come(row.opens - gang.spec.grace_s):
                 reserved = Ref(RESERVATION, row.reservation.name)
-                if kept:
+                if kept and gang.status is not Status.LAUNCHING:
                     resize(this, gang, kept, say("resize.reservation", reserved=reserved))
                 else:
-                    evict.evict(this, gang, evict.RESERVATION, say("preempt.reservation", reserved=reserved))
+                    why = say("preempt.reservation", reserved=reserved)
+                    evict.evict(this, gang, evict.RESERVATION, why, goes_to=kept)
 
 
 def _is_guest(this: Pass, row: Row, gang: GangState) -> bool:
@@ -53,7 +55,7 @@ def _is_guest(this: Pass, row: Row, gang: GangState) -> bool:
 def _less(this: Pass, gang: GangState, held: Placement, nodes: Iterable[str]) -> Iterator[Placement]:
     """What a gang that can become smaller might keep of what it holds, the most first: what is on these nodes goes
     first."""
-    can = gang.status in (Status.RUNNING, Status.RESIZING) and not gang.lost_members and gang.spec.preemptible
+    can = gang.is_active() and not gang.lost_members and gang.spec.preemptible
     if not (can and gang.spec.is_elastic() and this.state.configuration.scheduling.elastic):
         return
     for size in reversed(allowed_sizes(gang.spec)):
