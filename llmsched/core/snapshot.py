@@ -321,7 +321,7 @@ def _wait(state: State, snapshot: Snapshot) -> None:
     for name in snapshot.waiting:
         state.waiting.add(state.gangs[name])
     shapes = [state.gangs[name].shape for name in snapshot.lines]
-    state.waiting.live = {shape.serial: shape for shape in shapes if shape is not None}
+    state.waiting.stand([shape for shape in shapes if shape is not None])
     for name in snapshot.parked:
         gang = state.gangs[name]
         park(state, gang, gang.blocked_by)

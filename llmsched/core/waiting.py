@@ -164,6 +164,12 @@ class Waiting:
         if not shape.sample.preemptible:
             self.lasting[shape.serial] = shape
 
+    def stand(self, live: list[Shape]) -> None:
+        """The classes with somebody in them are these, in the order in which somebody came who was the first."""
+        self.live = {shape.serial: shape for shape in live}
+        self.elastic = {shape.serial: shape for shape in live if shape.serial in self.elastic}
+        self.lasting = {shape.serial: shape for shape in live if shape.serial in self.lasting}
+
     def _dies(self, shape: Shape) -> None:
         del self.live[shape.serial]
         del shape.kin.live[shape.serial]

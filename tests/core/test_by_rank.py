@@ -431,3 +431,13 @@ def test_fixed_work_comes_before_elastic_work_that_was_submitted_after_it() -> N
     given.pending("fixed", 8).after(10.0).pending("elastic", 2, elastic=(2, 6))
     plan = given.turn(facts.Finished(given.now, "first/0", 1, "succeeded"))
     assert plan.decisions == [Launch("fixed", 8)]
+
+
+def test_of_two_elastic_gangs_for_which_there_is_room_for_one_the_older_one_starts() -> None:
+    """The one of whose class somebody had waited for longer did, which the older one had left and come back to."""
+    given = ranked("1 node x 1").running("old", 1, elastic=(1, 2)).pending("young", 1, elastic=(1, 3))
+    node = given.state.nodes["n-0"].node
+    given.turn(facts.NodeLost(given.now, "n-0"))
+    given.turn(facts.Released(given.now, "old/0", 1))
+    assert [given.phase(name) for name in ("old", "young")] == ["waiting", "waiting"]
+    assert given.after(60.0).turn(facts.NodeJoined(given.now, node)).decisions == [Launch("old", 1)]

@@ -8,13 +8,25 @@ from llmsched.core.archive import AT_ONCE, ENDED_KEPT, KEPT_S, due
 from llmsched.core.authorization import published_to
 from llmsched.core.commands import Submit, check
 from llmsched.core.configuration import Configuration, PolicyNames, PreemptionRules, Queue, Quota, Scheduling
-from llmsched.core.facts import Archived, Cancelled, Configured, Finished, NodeJoined, Published, Submitted, Tick
+from llmsched.core.facts import (
+    Archived,
+    Cancelled,
+    Configured,
+    Finished,
+    NodeJoined,
+    NodeLost,
+    Published,
+    Released,
+    Submitted,
+    Tick,
+)
 from llmsched.core.lives import close
 from llmsched.core.nodes import Node
 from llmsched.core.resources import Resources
 from llmsched.core.scheduler import decide, turn
 from llmsched.core.snapshot import Snapshot, freeze, thaw
 from llmsched.core.state import State
+from llmsched.core.status import Status
 from llmsched.core.workload import Group, Option, Workload
 from llmsched.policies.registry import load
 
@@ -144,6 +156,26 @@ def test_a_timer_of_what_left_the_state_wakes_nobody() -> None:
     state.apply(Archived(2.0, ("a",)))
     state.apply(Tick(1000.0))
     assert state.gangs == {}
+
+
+def test_classes_of_a_thawed_state_stand_in_the_order_of_the_live_one() -> None:
+    """Those of elastic gangs stood as their first gangs had been submitted, and shares were given in that order."""
+    state, policies = State(), load(PolicyNames(elasticity="even"))
+
+    def work(name: str, least: int, most: int, preemptible: bool = True) -> Workload:
+        group = Group("workers", 1, (Option(None, Resources(1000)),))
+        return Workload(name, name, "train", (group,), min_size=least, max_size=most, preemptible=preemptible)
+
+    turn(state, [NodeJoined(0.0, Node("n", Resources(2000, 64000, 1 << 40)))], policies)
+    turn(state, [Submitted(1.0, work("a", 1, 2)), Submitted(1.0, work("b", 1, 1, False))], policies)
+    turn(state, [Submitted(2.0, work("c", 1, 3)), Submitted(2.0, work("d", 2, 2, False))], policies)
+    turn(state, [NodeLost(3.0, "n")], policies)
+    for name in ("a/0", "b/0"):
+        turn(state, [Released(4.0, name, 1)], policies)
+    assert {gang.status for gang in state.gangs.values()} == {Status.QUEUED}
+    for each in (state, thaw(freeze(state))):
+        lines = each.waiting.elastic, each.waiting.lasting
+        assert [[shape.entries[0][1] for shape in line.values()] for line in lines] == [["c/0", "a/0"], ["d/0", "b/0"]]
 
 
 def test_a_thawed_state_asks_who_is_owed_in_the_order_of_the_live_one() -> None:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from llmsched.core.amounts import bundle_milli, flavor_of, need_milli, options_of
 from llmsched.core.exact_fit import fits
 from llmsched.core.kept_quota import Owners
+from llmsched.core.lane import due
 from llmsched.core.possible import able_options, option_of
 from llmsched.core.records import GangState, amount_of, size_of
 from llmsched.core.resources import MILLI
@@ -247,7 +248,7 @@ class Demand:
             trial.hold(gang, keeps(*giver) if size else ())
         trial.let_them_go()
         fixed = [this.state.gangs[name] for name in this.plan.would_start]
-        asked = sorted([*fixed, *sized], key=lambda gang: (-gang.spec.priority, gang.spec.is_elastic()))
+        asked = sorted([*fixed, *sized], key=self._place_in_line)
         gone = {gang.id: None for gang in asked if not self._finds_place(gang, free)}
         rests = [gang for gang in waiting if sizes.get(gang.id) == 0 and gang.nomination is None]
         first = self._come_first(rests, [gang for gang in fixed if gang.id not in gone], free, gone)
@@ -284,6 +285,12 @@ class Demand:
             elif not self._calendar.windows.rows:
                 in_vain[gang.shape] = None
         return first
+
+    def _place_in_line(self, gang: GangState) -> tuple[object, ...]:
+        """Those of equal priority that have a share as they start then: who is owed one first (rank.py), then by
+        age."""
+        first = due(gang) if gang.id in self._this.owed else inf
+        return -gang.spec.priority, gang.spec.is_elastic(), first, gang.submitted_at, gang.id
 
     def _is_like(self, one: GangState, other: GangState) -> bool:
         """Whether nothing but the order says which of two comes first."""
