@@ -10,6 +10,8 @@ all of it is taken down again. Ctrl-C or a TERM takes the cluster down before it
     minutes: 3                                        # from the first file to the last answer, on two cores
     up: --nodes 1x2:A100                              # what `llmsched up` is told, when it is not that
     env: {SSL_CERT_FILE: /tmp/hook/ca.pem}            # variables of all that is run, the controller too
+    holds: /tmp/hook                                  # a folder outside that it writes to: nobody else's meanwhile, and
+                                                      # gone at its end, however that comes
     needs: {espeak-ng: apt install espeak-ng}         # modules, programs and files that packaged.py reads, which must
                                                       # be there: how to get them; empty: as packaged.py says
     seen: [scheduled, {shrank: tone}]                 # what the scheduler must have been seen to do: see seen.py
@@ -24,6 +26,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import fcntl
 import json
 import os
 import shlex
@@ -33,7 +36,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -48,7 +52,7 @@ LLMSCHED = Path(sys.executable).with_name("llmsched")
 UP = "--nodes 1x2:A100"
 LONGEST_S = 1800
 _OF_A_PART = {"metric", "at_least", "at_most", "baseline"}
-_OF_ALL = {"minutes", "up", "env", "needs", "seen", "short"}
+_OF_ALL = {"minutes", "up", "env", "holds", "needs", "seen", "short"}
 
 
 class Failed(Exception):
@@ -122,6 +126,7 @@ class Runner:
             "short": found["short"] if short else None,
             "up": found.get("up", UP),
             "minutes": found["minutes"],
+            "holds": found.get("holds"),
             "env": {key: str(value) for key, value in found.get("env", {}).items()},
             "needs": found.get("needs", {}),
             "seen": seen.wanted(found.get("seen", []), where),
@@ -135,7 +140,7 @@ class Runner:
         way."""
         folder, expect = self.place / name, self.expected(name, short)
         began = time.monotonic()
-        with tempfile.TemporaryDirectory(prefix="llmsched-run-") as place:  # a short path: sockets lie below it
+        with alone(expect["holds"]), tempfile.TemporaryDirectory(prefix="llmsched-run-") as place:  # short: for sockets
             if short:
                 folder = shortened.copy(folder, Path(place), expect["short"], f"{name}/expect.yaml")
             env = {**os.environ, "LLMSCHED_HOME": str(Path(place, "home")), "HF_HUB_OFFLINE": "1", **expect["env"]}
@@ -217,6 +222,27 @@ class Runner:
         return "\n".join(" | ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 
+@contextmanager
+def alone(folder: str | None) -> Iterator[None]:
+    """Nobody else's run has `folder` meanwhile, and it is gone afterwards. Raises Failed where one has."""
+    if folder is None:
+        yield
+        return
+    beside = Path(f"{folder}.lock")
+    try:
+        lock = beside.open("w")
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        words = f"{folder} is in use by another run on this machine ({error.strerror}); run it when that has ended"
+        raise Failed(words) from None
+    with lock:
+        try:
+            yield
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            beside.unlink(missing_ok=True)
+
+
 def lacking(name: str, needs: dict[str, str]) -> list[str]:
     """Which modules and programs are not there, each with how to get it."""
     return [
@@ -270,4 +296,7 @@ def _end(*_: object) -> None:
 def begin(runner: Runner) -> None:
     """As a program: Ctrl-C and TERM take down what runs."""
     signal.signal(signal.SIGTERM, _end)
-    sys.exit(runner.main())
+    try:
+        sys.exit(runner.main())
+    except KeyboardInterrupt:
+        sys.exit("Stopped; what ran is taken down.")

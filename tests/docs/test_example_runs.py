@@ -99,6 +99,20 @@ def test_what_an_expect_file_has_wrong_is_told_before_anything_starts(
         runner.main(["good"])
 
 
+def test_a_folder_that_two_runs_would_share_is_one_s_at_a_time_and_gone_afterwards(
+    running: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shared = tmp_path / "shared"
+    folder(tmp_path, "good", f"from pathlib import Path; Path({str(shared)!r}).mkdir(); raise SystemExit('no luck')",
+           holds=str(shared))  # fmt: skip
+    runner = running.Runner(tmp_path, "row")
+    with running.alone(str(shared)):
+        assert runner.main(["good", "--json"]) == 1
+        assert "is in use by another run" in capsys.readouterr().out and not shared.exists()
+    assert runner.main(["good", "--json"]) == 1
+    assert "no luck" in capsys.readouterr().out and not [*tmp_path.glob("shared*")]
+
+
 def test_a_part_called_by_what_yaml_takes_for_no_text_is_refused(running: Any, tmp_path: Path) -> None:
     folder(tmp_path, "good")
     (tmp_path / "good" / "expect.yaml").write_text(
