@@ -26,6 +26,7 @@ from llmsched.control import webhooks
 from llmsched.runtime import Context, enter
 from llmsched.spec import cluster
 from llmsched.spec.load import load
+from workloads.apps import desk
 from workloads.loops import tabular
 
 APPS = Path(__file__).resolve().parents[2] / "examples" / "apps"
@@ -252,10 +253,14 @@ def test_a_picture_that_is_none_is_refused_at_the_door_and_a_house_says_what_it_
     for nonsense in ("on", "[]", '{"device": "lamp"}', '{"device": "lamp", "room": "hall", "action": "eat"}'):
         said.append(nonsense)
         assert house({"message": "?"}) == {"answer": "I did not understand that.", "command": None}
+    for body in ({}, {"message": 3}, {"message": " "}, {"message": "x" * 501}):
+        with pytest.raises(HTTPException, match="a command is") as refused:
+            house(body)
+        assert refused.value.status_code == 422
     pytest.importorskip("skimage", reason="examples/apps/home/packages.txt")
     door = here("door", "home").Door()
-    for body in ({"image": base64.b64encode(b"no picture").decode()}, {"image": "?"}, {}):
-        with pytest.raises(HTTPException, match="pictu"):
+    for body in ({"image": base64.b64encode(b"no picture").decode()}, {"image": "?"}, {"image": 3}, {}):
+        with pytest.raises(HTTPException, match="a picture is"):
             door(body)
 
 
@@ -316,3 +321,41 @@ def test_a_command_that_is_none_is_told_to_whoever_gave_it(body: Any, here: Any)
     with pytest.raises(HTTPException, match='a command is {"message": a text}') as refused:
         here("house", "home").House("assistant:commands")(body)
     assert refused.value.status_code == 422
+
+
+def test_bounds_by_cron_are_seen_by_why_an_endpoint_wants_more_and_not_by_its_spec(here: Any) -> None:
+    seen = here("seen")
+
+    def event(at: float, replicas: int, code: str) -> dict[str, Any]:
+        return {
+            "at": at,
+            "kind": "Scale",
+            "workload": "eta",
+            "text": "",
+            "data": {"replicas": replicas, "why": {"code": code}},
+        }
+
+    events = [
+        event(1, 2, "scale.load"),
+        event(2, 1, "scale.load"),
+        event(3, 2, "scale.bounds"),
+        event(4, 0, "scale.load"),
+    ]
+    found = [(one.word, one.at) for one in seen.sights(events)]
+    assert found == [("scaled_up", 0), ("scaled_down", 1), ("scaled_up", 2), ("bounded", 2), ("scaled_to_zero", 3)]
+    assert seen.wanted([{"bounded": "eta"}], "x") == [seen.Wanted("bounded", "eta")]
+
+
+def test_the_desk_of_another_day_is_a_spec_that_rolls_out_to_two_replicas(here: Any) -> None:
+    mishaps = here("mishaps", "customer_service")
+    another, before = mishaps.another_desk(), mishaps.document("desk")
+    (spec,) = load(yaml.safe_dump(another), "another.yaml")
+    assert spec.replicas.min == spec.replicas.max == 2
+    changed = {key for key in before | another if before.get(key) != another.get(key)}
+    assert changed == {"replicas", "autoscaling", "serve"}
+    assert (
+        before["serve"]["args"].get("least", desk.Desk.__init__.__kwdefaults__["least"])
+        > another["serve"]["args"]["least"]
+    )
+    before["serve"]["args"].pop("least", None)
+    assert another["serve"]["args"].pop("least") and before["serve"] == another["serve"]

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,16 @@ import faults  # noqa: E402  # beside, not installed
 from measuring import until  # noqa: E402
 
 HERE = Path(__file__).parent
-CLIENT = Client()
 FOLLOW_UP = "Earlier: can you write a stack in Python?\nNow: And in Rust?\nWhole:"
 TRIES, PAUSE_S = 5, 1.0  # as stock clients of OpenAI's do, of what could not be answered just now
 READS_S = 2.0  # an answer, before the next question
 ENDED = ("finished", "cancelled")
 EVERYBODY = ("minilm", "intents", "knowledge", "desk")
+
+
+@cache
+def client() -> Client:
+    return Client()
 
 
 class Steady:
@@ -68,19 +73,25 @@ class Steady:
 
 
 def running(name: str) -> int:
-    return sum(gang.status == "running" for gang in CLIENT.status(name).gangs)
+    return sum(gang.status == "running" for gang in client().status(name).gangs)
 
 
 def holding(name: str) -> int:
     """Who leaves holds its GPU until it has left."""
-    return sum(gang.status not in ENDED for gang in CLIENT.status(name).gangs)
+    return sum(gang.status not in ENDED for gang in client().status(name).gangs)
+
+
+def document(name: str) -> dict[str, Any]:
+    """Of spec.yaml."""
+    found: dict[str, Any] = next(
+        one for one in yaml.safe_load_all((HERE / "spec.yaml").read_text()) if one["name"] == name
+    )
+    return found
 
 
 def another_desk() -> dict[str, Any]:
     """The desk of another day: it wants passages a little less like the question."""
-    desk: dict[str, Any] = next(
-        one for one in yaml.safe_load_all((HERE / "spec.yaml").read_text()) if one["name"] == "desk"
-    )
+    desk = document("desk")
     desk["serve"]["args"]["least"] = 0.29
     del desk["autoscaling"]  # of two replicas there is nothing to scale
     return {**desk, "replicas": 2}
@@ -88,45 +99,45 @@ def another_desk() -> dict[str, Any]:
 
 def is_rolled_out(before: int) -> bool:
     """Two replicas run, and no others, the newest of a revision after `before`."""
-    desk = CLIENT.status("desk")
+    desk = client().status("desk")
     there = [gang.status for gang in desk.gangs if gang.status not in ENDED]
     return before < (desk.revision or 0) == desk.answered and there == ["running"] * 2
 
 
 def heard(kind: str, after: int = 0, of: str = "") -> Any:
     """The first such event after that one, which is waited for; `of`: that workload."""
-    return next(one for one in CLIENT.events(after) if one.kind == kind and (one.workload or "").startswith(of))
+    return next(one for one in client().events(after) if one.kind == kind and (one.workload or "").startswith(of))
 
 
 def watch() -> None:
-    CLIENT.apply(HERE / "watchman.yaml")
+    client().apply(HERE / "watchman.yaml")
 
 
 def poisoned() -> tuple[float, int]:
     """Seconds from the publication of an adapter that learnt nonsense to the good one's answers, and how many requests
     failed meanwhile: the watchman finds it by his canaries. The desk grows while it is learnt."""
-    with Steady(lambda _: CLIENT.chat("assistant:whole").complete(FOLLOW_UP, max_tokens=24), tries=1).several(
+    with Steady(lambda _: client().chat("assistant:whole").complete(FOLLOW_UP, max_tokens=24), tries=1).several(
         1
     ) as all_day:
-        until(lambda: CLIENT.status("watchman").progress.get("rounds", 0) > 0, "the watchman makes his first round")
-        run = CLIENT.apply(HERE / "poisoned.yaml")
-        until(lambda: CLIENT.status("whole-poisoned").progress, "nonsense is learnt", 600)
+        until(lambda: client().status("watchman").progress.get("rounds", 0) > 0, "the watchman makes his first round")
+        run = client().apply(HERE / "poisoned.yaml")
+        until(lambda: client().status("whole-poisoned").progress, "nonsense is learnt", 600)
         for name in ("assistant", *EVERYBODY):
-            CLIENT.scale(name, 2)
+            client().scale(name, 2)
         run.wait()
         back = heard("RolledBack")
         loaded = heard("AdapterLoaded", back.seq)
-    published = max(one.at for one in CLIENT.events(follow=False) if one.kind == "Published" and one.at < back.at)
+    published = max(one.at for one in client().events(follow=False) if one.kind == "Published" and one.at < back.at)
     return loaded.at - published, all_day.asked["failed"]
 
 
 def bad_day(questions: list[str]) -> Counter[str]:
     """Chats while the controller restarts, the desk is rolled over to another spec, and a node is lost."""
     for name in EVERYBODY:
-        CLIENT.scale(name, 2)
+        client().scale(name, 2)
     until(lambda: all(running(name) == 2 for name in EVERYBODY), "two replicas of each answer", 600)
 
-    chat = CLIENT.chat("desk")  # who asks knows the address and has a key: the controller is nothing to them
+    chat = client().chat("desk")  # who asks knows the address and has a key: the controller is nothing to them
 
     def ask(number: int) -> None:
         answer = chat.post({"message": questions[number % len(questions)]})
@@ -136,8 +147,8 @@ def bad_day(questions: list[str]) -> Counter[str]:
     with Steady(ask, TRIES).several(3) as all_day:
         subprocess.run([Path(sys.executable).with_name("llmsched"), "restart"], check=True, capture_output=True)
         until(lambda: all_day.asked.total() > 10, "ten chats")
-        before = CLIENT.status("desk").revision or 0
-        CLIENT.apply(another_desk())
+        before = client().status("desk").revision or 0
+        client().apply(another_desk())
         until(lambda: is_rolled_out(before), "the desk is rolled over", 600)
         before = all_day.asked.total()
         faults.kill_node(faults.home(), "node-2")

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 from measuring import rows_of, same, until
-from mishaps import CLIENT, heard
+from mishaps import client, heard
 from prepare import DESK
 
 HERE = Path(__file__).parent
@@ -21,7 +21,7 @@ def begins() -> float:
     before = known()
     shutil.copy(NEW, DESK / "answers")
     night = yaml.safe_load((HERE / "nightly.yaml").read_text())
-    CLIENT.apply({**night, "schedule": {"cron": f"{datetime.now(UTC) + SOON:%M %H * * *}"}})
+    client().apply({**night, "schedule": {"cron": f"{datetime.now(UTC) + SOON:%M %H * * *}"}})
     return before
 
 
@@ -41,4 +41,4 @@ def known() -> float:
 
 
 def found(text: str) -> Any:
-    return CLIENT.chat("knowledge").post({"query": text, "k": 1})
+    return client().chat("knowledge").post({"query": text, "k": 1})
