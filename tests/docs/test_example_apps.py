@@ -67,6 +67,7 @@ def test_an_application_is_whole_small_and_explained(folder: Path, here: Any, tm
         elif file.name != "expect.yaml":
             specs += load(file.read_text(), file.name)
             specs_of.add(file.name)
+    assert 5 <= len(load((folder / "spec.yaml").read_text(), "spec.yaml")) <= 8
     named = {spec.name for spec in specs}
     assert len(named) == len(specs) and {each.of for each in expect["seen"]} - {""} <= named
     assert f"{folder.name}/README.md" in (APPS / "README.md").read_text()

@@ -22,7 +22,7 @@ DATA, AT_ONCE, ASKED_WHY = Path(__file__).parent / "data", 100, 200
 
 
 def main(parts: list[str]) -> None:
-    client, answers = Client(), 0
+    client, answers, found = Client(), 0, dict[str, float]()
     for team, target in TARGETS.items():
         if team not in parts:
             continue
@@ -31,7 +31,10 @@ def main(parts: list[str]) -> None:
         answers += len(said)
         is_bad = tested[target] == "bad"
         plain = by_columns(learnt, tested, target, "boosting")
-        say(team, roc_auc_score(is_bad, [one["scores"]["bad"] for one in said]), roc_auc_score(is_bad, plain["bad"]))
+        found[team] = roc_auc_score(is_bad, [one["scores"]["bad"] for one in said])
+        say(team, found[team], roc_auc_score(is_bad, plain["bad"]))
+    if "challenger" in parts:
+        say("challenger", client.status("cards-challenger").metrics["eval.auc"], found.get("cards"))
     if "reason" in parts:
         rows = rows_in(pandas.read_csv(DATA / "cards-test.csv"), "Status")[:ASKED_WHY]
         say("reason", *reasons(client, rows))
@@ -79,4 +82,4 @@ def taken_back(client: Client) -> float:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or [*TARGETS, "reason", "cost", "owner"])
+    main(sys.argv[1:] or [*TARGETS, "challenger", "reason", "cost", "owner"])
