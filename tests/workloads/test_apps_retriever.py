@@ -350,3 +350,12 @@ class Raising:
 
     def __call__(self, *_):
         raise self.error
+
+
+def test_a_question_that_is_longer_than_any_model_reads_is_refused_and_nobody_is_asked(tmp_path, asked):
+    write(tmp_path / "a.jsonl", TEXTS)
+    app = made(tmp_path)
+    asked.clear()
+    with pytest.raises(HTTPException, match="10000000 characters; at most 20000 are read") as refused:
+        ask(app, "rose " * 2_000_000)
+    assert refused.value.status_code == 422 and not asked

@@ -35,6 +35,7 @@ from workloads.apps.index import Index
 AGAIN_S = 5.0
 AT_MOST_NAMED = 5  # files that are set aside
 MOST = 100  # passages of one answer
+LONGEST_QUERY = 20_000  # characters: two messages to a Desk, and more than any model reads
 
 
 class Retriever:
@@ -64,6 +65,8 @@ class Retriever:
         query, k = body.get("query"), body.get("k", 5)
         if set(body) - {"query", "k"} or not isinstance(query, str) or not query:
             raise HTTPException(422, 'a question is {"query": a text, "k": how many}')
+        if len(query) > LONGEST_QUERY:
+            raise HTTPException(422, f'"query" has {len(query)} characters; at most {LONGEST_QUERY} are read')
         if type(k) is not int or not 1 <= k <= MOST:
             raise HTTPException(422, f'"k" must be a whole number from 1 to {MOST}')
         (vector,) = await asyncio.to_thread(asked, calls.embeddings, self._model, [self._prefix + query])
