@@ -150,7 +150,7 @@ def listen(host: str, port: int) -> socket.socket:
         raise ClusterError(
             f"port {port} on {host} cannot be used: {error.strerror}.",
             code="port_in_use",
-            hint="Choose another with --port, or leave it out for a free one.",
+            hint="Choose another with --port (the API) or --endpoint-port, or leave it out for a free one.",
         ) from None
     return listener
 

@@ -15,6 +15,7 @@ from vectors import asked_for, vector
 from waiting import PATIENCE_S, wait_until
 
 from llmsched.data import tables
+from llmsched.data.rows import DataError
 from llmsched.errors import ClusterError, RequestError
 from workloads.apps import documents, retriever
 from workloads.apps import index as indices
@@ -359,3 +360,9 @@ def test_a_question_that_is_longer_than_any_model_reads_is_refused_and_nobody_is
     with pytest.raises(HTTPException, match="10000000 characters; at most 20000 are read") as refused:
         ask(app, "rose " * 2_000_000)
     assert refused.value.status_code == 422 and not asked
+
+
+@pytest.mark.parametrize("name", ["nosuch", "nosuch.jsonl"])
+def test_a_place_that_is_not_there_is_named(name, tmp_path, asked):
+    with pytest.raises(DataError, match=f"documents: there is no file or folder .*{name}$"):
+        made(tmp_path / name)

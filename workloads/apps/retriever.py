@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from starlette.exceptions import HTTPException
 
-from llmsched.data.files import DataFile, find
+from llmsched.data.files import DataFile, find, is_pattern
 from llmsched.data.media import folder_of
 from llmsched.data.rows import DataError, NothingThere
 from llmsched.errors import RequestError
@@ -53,6 +53,8 @@ class Retriever:
         self._left_out: dict[Path, int] = {}
         self._aside: dict[Path, tuple[tuple[int, int] | None, str]] = {}  # as it was then (None: look again), and why
         self._closing = threading.Event()
+        if not is_pattern(documents) and not self._place.exists():
+            raise DataError(f"documents: there is no file or folder {documents}")
         find(self._place, aside={})  # raises for a place that has none
         once_there(self._take_in, min(follow, AGAIN_S))
         if not self._seen:
