@@ -6,7 +6,7 @@ import json
 import runpy
 from pathlib import Path
 
-LABELLED, UNLABELLED = 64, 656
+LABELLED, UNLABELLED = 64, 896
 
 
 def prepare(folder: Path) -> None:
