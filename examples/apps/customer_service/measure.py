@@ -78,6 +78,7 @@ if __name__ == "__main__":
     asked = sys.argv[1:] or [*PARTS]
     if "nightly" in asked:  # these two take a minute to come, in which others are measured
         PARTS["nightly"] = partial(nightly, night.begins())
+        night.opens()
     if "poisoned" in asked:
         mishaps.watch()
     for name in asked:

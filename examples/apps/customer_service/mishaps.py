@@ -28,6 +28,7 @@ TRIES, PAUSE_S = 5, 1.0  # as stock clients of OpenAI's do, of what could not be
 READS_S = 2.0  # an answer, before the next question
 ENDED = ("finished", "cancelled")
 EVERYBODY = ("minilm", "intents", "knowledge", "desk")
+GROW = ("assistant", "minilm", "intents", "desk")  # by hand; knowledge does while the desk is open
 
 
 @cache
@@ -122,7 +123,7 @@ def poisoned() -> tuple[float, int]:
         until(lambda: client().status("watchman").progress.get("rounds", 0) > 0, "the watchman makes his first round")
         run = client().apply(HERE / "poisoned.yaml")
         until(lambda: client().status("whole-poisoned").progress, "nonsense is learnt", 600)
-        for name in ("assistant", *EVERYBODY):
+        for name in GROW:
             client().scale(name, 2)
         run.wait()
         back = heard("RolledBack")

@@ -1,4 +1,5 @@
-"""A night of the desk: what was written in the day is known in the morning, by vectors that were made meanwhile."""
+"""A night of the desk: what was written in the day is known in the morning, by vectors that were made meanwhile. And a
+morning: it opens."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from typing import Any
 
 import yaml
 from measuring import rows_of, same, until
-from mishaps import client, heard
+from mishaps import client, document, heard
 from prepare import DESK
 
 HERE = Path(__file__).parent
@@ -23,6 +24,14 @@ def begins() -> float:
     night = yaml.safe_load((HERE / "nightly.yaml").read_text())
     client().apply({**night, "schedule": {"cron": f"{datetime.now(UTC) + SOON:%M %H * * *}"}})
     return before
+
+
+def opens() -> None:
+    """With the next minute, and it closed an hour ago: then two replicas of what it knows have to answer."""
+    knowledge, opening = document("knowledge"), datetime.now(UTC) + SOON
+    for bound, at in zip(knowledge["autoscaling"]["bounds"], (opening, opening - timedelta(hours=1)), strict=True):
+        bound["cron"] = f"{at:%M %H} * * *"
+    client().apply(knowledge)
 
 
 def is_over() -> float:
