@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # All checks, in the order in which they fail cheapest: lint (complexity too), types beside import contracts, file length
 # and dead names, then tests, those on real Ray beside the others.
-#   bash tests/run.sh          everything (about 20 minutes on 2 cores)
+#   bash tests/run.sh          everything (about 27 minutes on 2 cores)
 #   bash tests/run.sh quick    without real Ray (about 6 minutes)
 #   bash tests/run.sh static   what comes before the tests; `tests`: what comes after it
 set -euo pipefail
