@@ -133,7 +133,7 @@ class BatchSpec(FiniteSpec):
 
     @model_validator(mode="after")
     def _has_room_for_every_run(self) -> BatchSpec:
-        if self.schedule is not None and self.batch.output is not None:
+        if self.schedule is not None and self.batch.output is not None and self.batch.follow is None:
             message = (
                 "is not empty any more when a schedule's next run begins; leave it out: the answers are the result of "
                 "each run, and run://NAME is the newest"
