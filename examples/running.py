@@ -40,7 +40,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import packaged
 import picture
@@ -230,8 +230,7 @@ def alone(folder: str | None) -> Iterator[None]:
         return
     beside = Path(f"{folder}.lock")
     try:
-        lock = beside.open("w")
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock = _locked(beside)
     except OSError as error:
         words = f"{folder} is in use by another run on this machine ({error.strerror}); run it when that has ended"
         raise Failed(words) from None
@@ -241,6 +240,16 @@ def alone(folder: str | None) -> Iterator[None]:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
             beside.unlink(missing_ok=True)
+
+
+def _locked(file: Path) -> IO[str]:
+    """The file itself: who had it before may have removed it between our opening and its lock. Raises OSError."""
+    while True:
+        lock = file.open("w")
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if file.exists() and os.path.samestat(os.fstat(lock.fileno()), file.stat()):
+            return lock
+        lock.close()
 
 
 def lacking(name: str, needs: dict[str, str]) -> list[str]:

@@ -21,6 +21,9 @@ CHAT_TOKENS = 1024  # ours for chat: a model that never ends must not hold a slo
 LONGEST_SCHEMA = 65_536  # characters
 # Of a request, between the gateway and replicas alone, by vLLM's name: whose keys and values of the prompt are taken.
 TRANSFER = "kv_transfer_params"
+# What moves them, by vLLM's name, and the variables in which vLLM reads where an engine is asked for them.
+CONNECTOR = "NixlConnector"
+SIDE_CHANNEL = ("VLLM_NIXL_SIDE_CHANNEL_HOST", "VLLM_NIXL_SIDE_CHANNEL_PORT")
 
 # Taken by text routes. `user` is the gateway's, which chooses a replica by it, and changes no answer.
 _TEXT = {

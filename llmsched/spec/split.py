@@ -11,16 +11,15 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, JsonValue
 
+from llmsched.data.parameters import CONNECTOR, SIDE_CHANNEL
 from llmsched.spec.quantities import Name
 from llmsched.spec.section import Section, WrongAt
 
 if TYPE_CHECKING:
     from llmsched.spec.serve import EngineKwargs, ServeSection, ServeSpec
 
-CONNECTOR = "NixlConnector"
 # Connectors that keep more keys and values for one engine, and move none to another.
 _OF_ONE_ENGINE = ("LMCacheConnectorV1", "LMCacheMPConnector", "OffloadingConnector")
-_VARIABLES = ("VLLM_NIXL_SIDE_CHANNEL_HOST", "VLLM_NIXL_SIDE_CHANNEL_PORT")
 _AT = ("engine_kwargs", "vllm", "kv_transfer_config")
 
 
@@ -97,7 +96,7 @@ def check_endpoint(spec: ServeSpec) -> None:
     if serve.prefill is not None and serve.prefill.endpoint == spec.name:
         message = "names the workload itself; it is another one, with the same model and role: prefill"
         raise WrongAt(message, "serve", "prefill", "endpoint")
-    for name in _VARIABLES:
+    for name in SIDE_CHANNEL:
         if name in spec.envs or name in spec.secrets:
             where = ("envs", name) if name in spec.envs else ("secrets",)
             raise WrongAt(f'"{name}" is set for each replica, to a port that is free on its node; leave it out', *where)

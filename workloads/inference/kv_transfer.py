@@ -16,8 +16,8 @@ from typing import Any
 
 import ray
 
-CONNECTOR = "NixlConnector"
-HOST, PORT = "VLLM_NIXL_SIDE_CHANNEL_HOST", "VLLM_NIXL_SIDE_CHANNEL_PORT"
+from llmsched.data.parameters import CONNECTOR, SIDE_CHANNEL
+
 # Above Ray's own ports and below those that the kernel gives to connections: vLLM binds the port a moment later.
 LOWEST, BEYOND = 20_000, 32_768
 TRIED = 200
@@ -56,7 +56,7 @@ def open_side_channel(count: int) -> tuple[str, int]:
     for _ in range(TRIED):
         port = chance.randrange(LOWEST, BEYOND - count)
         if all(_is_free(host, port + place) for place in range(count)):
-            os.environ.update({HOST: host, PORT: str(port)})
+            os.environ.update(zip(SIDE_CHANNEL, (host, str(port)), strict=True))
             return host, port
     raise OSError(f"there are no {count} free ports in a row on this node")
 
