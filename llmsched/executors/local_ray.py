@@ -32,6 +32,7 @@ from llmsched.errors import ClusterError, RequestError, SpecError
 from llmsched.executors import ray_environment, ray_user
 from llmsched.executors.ports import free_ports, is_free
 from llmsched.executors.ray_user import RayUser
+from llmsched.ray_start import RAY
 
 LOOPBACK = "127.0.0.1"
 # Ray replaces 127.0.0.1 by an address that others can reach, which changes with the network; all of 127/8 is loopback.
@@ -278,16 +279,7 @@ def _spawn(
 ) -> None:
     user = ray_user.find(cluster.user) if cluster.user else None
     command = ray_user.command(user) if user else []
-    command += [
-        sys.executable,
-        "-P",
-        "-m",
-        "ray.scripts.scripts",
-        "start",
-        "--block",
-        "--disable-usage-stats",
-        *options,
-    ]
+    command += [sys.executable, *RAY, "start", "--block", "--disable-usage-stats", *options]
     command += [f"--node-ip-address={NODE_IP}", "--min-worker-port=0", "--max-worker-port=0"]
     command += ["--dashboard-agent-listen-port=0", f"--object-store-memory={OBJECT_STORE_BYTES}", "--log-color=false"]
     with open(_log(home, name), "wb", opener=_private) as log:

@@ -17,6 +17,7 @@ from typing import Any
 import ray
 
 from llmsched.channels import PIECE
+from llmsched.ray_start import RAY
 from llmsched.runtime import own_ray_worker
 from llmsched.runtime.packages import Packages
 from llmsched.runtime.private_ray import COMES_UP_WITHIN_S, RayNode, Share
@@ -45,7 +46,7 @@ def node(
 ) -> RayNode:
     """Of the size of a member (as JSON data) of a LaunchOrder, on this machine; not started yet."""
     python = sys.executable if packages is None else str(packages.bin / "python")
-    program = [python, "-P", "-m", "ray.scripts.scripts"]  # of this Python, or the same seen from the packages
+    program = [python, *RAY]  # of this Python, or the same seen from the packages
     return RayNode(token, Share.of(member, _labels(), store), {**envs, **own_ray_worker.ENVS}, program)
 
 

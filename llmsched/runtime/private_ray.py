@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import psutil
 
+from llmsched.ray_start import RAY
 from llmsched.runtime import environment
 from llmsched.runtime.process import prepare_child
 from llmsched.runtime.rendezvous import HeldPort
@@ -43,7 +44,7 @@ _STOPS_WITHIN_S = 5.0
 _LOOK_EVERY_S = 0.2
 _CALLED = ("ray::", "ray-dashboard-")
 _ALREADY_OURS = ("ray.io/node-id", "ray.io/node-group")  # labels that Ray gives by itself
-_PROGRAM = (sys.executable, "-P", "-m", "ray.scripts.scripts")
+_PROGRAM = (sys.executable, *RAY)
 
 
 class DidNotStart(RuntimeError):
