@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from llmsched.data.messages import Unusable, messages_of, plain_text, tools_of
-from llmsched.data.rows import BadRows, DataError, Row, Rows
+from llmsched.data.rows import BadRows, Counted, DataError, Row, Rows
 
 # The names that a role goes by where `columns` does not say; the first that is there counts.
 USUAL_NAMES: dict[str, tuple[str, ...]] = {
@@ -183,7 +183,7 @@ def roles(
     renamed = [f"{role} from {field!r}" for role, field in fields.items() if role != field and role not in columns]
     unused = [name or "one without a name" for name in found.kinds if name not in fields.values() and name[:2] != "__"]
     text = ", ".join(parts) + (f"; {', '.join(renamed)}" if renamed else "")
-    chosen.notes.append(text + (f"; not used: {', '.join(unused[:20])}" if unused else ""))
+    chosen.notes.append(Counted(text + (f"; not used: {', '.join(unused[:20])}" if unused else "")))
     return chosen
 
 
@@ -215,7 +215,7 @@ def converted(rows: Rows, given: str, columns: Mapping[str, str], path: str, bad
     form = FORMATS[name]
     with_roles = roles(rows, form.required, form.optional, columns, path, bad)
     made = Rows()
-    made.notes = [*with_roles.notes[:-1], f"{path}: {name}: {with_roles.notes[-1]}"]
+    made.notes = [*with_roles.notes[:-1], Counted(f"{path}: {name}: {with_roles.notes[-1]}")]
     for row, place in zip(with_roles, with_roles.places, strict=True):
         try:
             one = _CONVERT[name](row)
@@ -234,7 +234,7 @@ def preferences(rows: Rows, columns: Mapping[str, str], path: str, bad: BadRows)
     required, optional = (*form.required, "rejected"), tuple(role for role in form.optional if role != "rejected")
     with_roles = roles(rows, required, optional, columns, path, bad)
     made = Rows()
-    made.notes = [*with_roles.notes[:-1], f"{path}: preference: {with_roles.notes[-1]}"]
+    made.notes = [*with_roles.notes[:-1], Counted(f"{path}: preference: {with_roles.notes[-1]}")]
     for row, place in zip(with_roles, with_roles.places, strict=True):
         try:
             pair = {name: _preference({**row, "chosen": row[name]}) for name in ("chosen", "rejected")}

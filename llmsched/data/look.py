@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 
 from llmsched.data import files, formats, look_contents, media, reading
 from llmsched.data.labels import Read
-from llmsched.data.rows import BadRows, DataError, Rows
+from llmsched.data.rows import BadRows, Counted, DataError, Rows
 from llmsched.data.tasks import DISTILL, KINDS
 
 _OF_A_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
@@ -53,7 +53,11 @@ def look(
         try:
             rows, noted = _first_rows(train, dataset, place, folder)
             is_whole = look_contents.limit_of(place, dataset.get("split")) is None
-            notes += noted if is_whole else [_of_first(each) for each in noted]
+            notes += (
+                noted
+                if is_whole
+                else [f"in the first rows of {each}" if isinstance(each, Counted) else each for each in noted]
+            )
             if is_whole:
                 read[index] = (dataset, rows, BadRows(dataset["path"]))
         except DataError as error:
@@ -64,10 +68,6 @@ def look(
     except DataError as error:
         errors.append(f"train.datasets: {error}")
     return {"errors": errors, "notes": notes}
-
-
-def _of_first(note: str) -> str:
-    return f"in the first rows of {note}" if "left out" in note or note.endswith(" rows") else note
 
 
 def _learnt_too(train: Mapping[str, Any], index: int, place: Path, folder: Path | None) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from llmsched.data import files, look, look_contents, media, parts, questions, reading, tables
 from llmsched.data.messages import Unusable
-from llmsched.data.rows import BadRows, DataError, NothingThere
+from llmsched.data.rows import BadRows, Counted, DataError, NothingThere
 
 COUNTED_BYTES = 64 << 20  # of texts, whose rows are counted by reading them; a table says how many it has
 
@@ -64,7 +64,8 @@ def _looked(batch: Mapping[str, Any], place: Path, folder: Path | None) -> list[
             except Unusable as error:
                 bad.add(where, str(error))
                 kept -= 1
-    noticed = [f"in the first rows of {note}" for note in (*first.notes, *bad.settle(kept)) if "left out" in note]
+    noted = (*first.notes, *bad.settle(kept))
+    noticed = [f"in the first rows of {note}" for note in noted if isinstance(note, Counted)]
     follows = ["it goes on for ever with what is added: llmsched cancel ends it"] if batch.get("follow") else []
     return [_how_much(place, path, encoding, split), *follows, *noticed]
 

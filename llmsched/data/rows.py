@@ -28,6 +28,12 @@ class Bad(NamedTuple):
     why: str
 
 
+class Counted(str):
+    """A note that counts rows: true of those that were read, not of the whole data set."""
+
+    __slots__ = ()
+
+
 class Place(NamedTuple):
     """Where a row stands. Rows count from 1 in their file; those of a table without its header."""
 
@@ -78,4 +84,4 @@ class BadRows:
             raise DataError(f"data set {self.path}: {named}{more}{hint}")
         if not kept:
             raise DataError(f"data set {self.path}: no row is left: {named}{more}")
-        return [f"{self.path}: {count:,} of {count + kept:,} rows left out: {named}{more}"]
+        return [Counted(f"{self.path}: {count:,} of {count + kept:,} rows left out: {named}{more}")]

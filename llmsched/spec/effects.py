@@ -136,10 +136,12 @@ def check_endpoint(spec: ServeSpec) -> None:
                     f"calls: [{endpoint.partition(':')[0][:60]}] beside serve", "serve", "args", name,
                 )  # fmt: skip
     scaling = spec.autoscaling
-    if spec.replicas.min == spec.replicas.max and scaling != type(scaling)():
+    usual = type(scaling)()
+    given = [name for name in type(scaling).model_fields if getattr(scaling, name) != getattr(usual, name)]
+    if spec.replicas.min == spec.replicas.max and given:
         raise WrongAt(
             f"nothing is scaled: replicas is {spec.replicas.max}. Write a range, such as 1..4, or leave this out",
-            "autoscaling",
+            "autoscaling", given[0],
         )  # fmt: skip
 
 

@@ -244,19 +244,14 @@ class ServeSpec(WorkloadSpec):
             raise WrongAt("may go down to 0, but not end there", "replicas")
         if self.replicas.step != 1:
             raise WrongAt("has no step: each replica comes and goes by itself", "replicas")
+        effects.check_endpoint(self)
         for n, bound in enumerate(self.autoscaling.bounds):
-            if self.replicas.min == self.replicas.max:
-                raise WrongAt(
-                    f'goes with a range, and replicas is {self.replicas.max}: write "replicas: LEAST..MOST"',
-                    "autoscaling", "bounds",
-                )  # fmt: skip
             # What may ever run is counted and checked by `replicas`: limits, quota in `plan`, `llmsched scale`.
             if not self.replicas.min <= bound.min <= bound.max <= self.replicas.max:
                 raise WrongAt(
                     f"{bound.min}..{bound.max} is not within replicas, {self.replicas.min}..{self.replicas.max}: "
                     "widen replicas, or narrow this", "autoscaling", "bounds", n,
                 )  # fmt: skip
-        effects.check_endpoint(self)
         split.check_endpoint(self)
         gpus = self.serve.parallelism.gpus
         asked = [each for each in self.resources.accelerators if float(each.rpartition(":")[2]) != gpus]

@@ -453,3 +453,13 @@ def test_samples_of_any_encoding_that_end_before_the_head_says_are_cut_off() -> 
         ]
     assert not media.is_cut(of_floats.replace(b"data\x08\0\0\0", b"data\xff\xff\xff\xff")), "written into a pipe"
     assert not media.is_cut(b"") and not media.is_cut(b"ID3 of another kind")
+
+
+def test_what_is_said_of_a_whole_set_is_not_said_of_its_first_rows(tmp_path: Path) -> None:
+    """That the rejected answers are left out was told of the first rows, as it has the words of a note that counts."""
+    row = {"prompt": "x" * 3000, "chosen": "yes", "rejected": "no"}
+    (tmp_path / "pairs.jsonl").write_text((json.dumps(row) + "\n") * 2000)
+    train = {"task": "causal-lm", "base_model": "m", "datasets": [{"path": "pairs.jsonl", "format": "preference"}]}
+    said = look(train, tmp_path, is_complete=True)
+    assert said["errors"] == []
+    assert [note.partition(":")[0] for note in said["notes"]] == ["in the first rows of pairs.jsonl", "pairs.jsonl"]

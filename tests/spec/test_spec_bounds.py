@@ -17,7 +17,7 @@ def test_bounds_within_the_range_are_taken() -> None:
 @pytest.mark.parametrize(
     ("replicas", "bounds", "where", "words"),
     [
-        ("2", DAY, "5:23", 'goes with a range, and replicas is 2: write "replicas: LEAST..MOST"'),
+        ("2", DAY, "5:23", "nothing is scaled: replicas is 2. Write a range, such as 1..4"),
         ("0..3", '{cron: "* * * * *", min: 20000, max: 20000}', "5:24", "20000..20000 is not within replicas, 0..3"),
         ("0..1", f"{NIGHT}, {DAY}", "5:62", "1..2 is not within replicas, 0..1"),
         ("1..3", f"{DAY}, {NIGHT}", "5:61", "0..1 is not within replicas, 1..3"),
