@@ -9,7 +9,7 @@ from math import isinf
 from typing import Any
 
 from llmsched.api import event_text, logs
-from llmsched.control import reasons
+from llmsched.control import readers, reasons
 from llmsched.control.authorization import KnownNames, Permissions
 from llmsched.core import decisions, draining, facts, rollout, scaling
 from llmsched.core.capacity import NodeState
@@ -52,7 +52,7 @@ def workload(state: State, found: WorkloadState, progress: Progress, names: Name
         labels=dict(it.labels),
         priority=it.priority,
         phase=phase(found),
-        message=text(found.message, names) or next(_troubles(live, names), ""),
+        message=text(found.message, names) or next(_troubles(state, found, live, names), ""),
         submitted_at=found.submitted_at,
         finished_at=found.finished_at,
         next_run_at=found.next_run_at,
@@ -75,14 +75,16 @@ def workload(state: State, found: WorkloadState, progress: Progress, names: Name
     )
 
 
-def _troubles(live: Iterable[GangState], names: Names) -> Iterator[str]:
-    """What is to be said of gangs that run, beside how they run."""
+def _troubles(state: State, found: WorkloadState, live: Iterable[GangState], names: Names) -> Iterator[str]:
+    """What is to be said of it and its gangs that run, beside how they run."""
     for one in live:
         if one.stalled:
             yield text(say("event.stalled", message=Quote(one.stalled)), names)
         yield from one.adapter_errors.values()
         if one.excess:
             yield text(event_text.excess(one.excess), names)
+    if (unread := readers.trouble(state, found)) is not None:
+        yield text(unread, names)
 
 
 def gang(state: State, one: GangState, progress: Progress, names: Names) -> http_models.GangView:
@@ -251,10 +253,10 @@ def why(state: State, found: WorkloadState, entries: Entries, names: Names) -> h
 
 
 def _scaling(state: State, found: WorkloadState) -> Iterator[Message]:
-    """Of an endpoint: its target, its forecast, and the last time that it got a replica."""
+    """Of an endpoint: who does not read its prompts, its target, its forecast, and the last time it got a replica."""
     if found.workload.kind != "serve" or found.outcome:
         return
-    told = (scaling.about_target(found), scaling.about_forecast(found, state.now))
+    told = (readers.trouble(state, found), scaling.about_target(found), scaling.about_forecast(found, state.now))
     yield from (each for each in told if each is not None)
     if found.held_back is not None:
         yield say("scale.held_back", why=found.held_back)

@@ -131,7 +131,8 @@ def _what(view: http_models.WorkloadView) -> str:
     if view.ended:
         return view.message
     if view.kind == "serve" and view.size:
-        return f"{view.size} replica{'' if view.size == 1 else 's'} answer{'s' if view.size == 1 else ''}"
+        answer = f"{view.size} replica{'' if view.size == 1 else 's'} answer{'s' if view.size == 1 else ''}"
+        return f"{answer}; {view.message}" if view.message else answer
     return show.progress(view.progress) or view.message
 
 

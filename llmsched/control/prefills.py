@@ -21,7 +21,7 @@ _ALIKE = ("dtype", "kv_cache_dtype", "quantization", "hf_overrides", "rope_scali
 
 def check(state: State, workload: Workload, file: Iterable[Workload]) -> None:
     """Raises RequestError for an endpoint that cannot read the prompts of this one. One that is not there may come."""
-    wanted = _wanted(workload)
+    wanted = wanted_of(workload)
     other = _named(state, workload, wanted, file)
     if other is None:
         return
@@ -52,7 +52,7 @@ def check(state: State, workload: Workload, file: Iterable[Workload]) -> None:
 
 def warnings(state: State, workload: Workload, file: Iterable[Workload]) -> list[str]:
     """For `plan`: what is not there yet, and whom a change leaves behind."""
-    wanted = _wanted(workload)
+    wanted = wanted_of(workload)
     if wanted and _named(state, workload, wanted, file) is None:
         return [
             f'serve.prefill: waits for "{wanted}", which is no endpoint of {workload.user} yet; until it answers, '
@@ -62,7 +62,7 @@ def warnings(state: State, workload: Workload, file: Iterable[Workload]) -> list
     for each in state.serving if reads_for_others(workload) else ():
         one = state.workloads[each].workload
         one = next((new for new in file if new.id == one.id), one)
-        if one.user == workload.user and _wanted(one) == workload.name:
+        if one.user == workload.user and wanted_of(one) == workload.name:
             try:
                 check(state, one, [workload])
             except RequestError:
@@ -72,9 +72,9 @@ def warnings(state: State, workload: Workload, file: Iterable[Workload]) -> list
 
 def partner(workload: Workload, endpoints: Iterable[Workload]) -> dict[str, Any]:
     """For the route table: {"prefill": {"workload", "from_tokens"}} where another of `endpoints` reads its prompts."""
-    wanted = _wanted(workload)
+    wanted = wanted_of(workload)
     for other in endpoints if wanted else ():
-        if _is(other, wanted, workload.user) and _serve(other).get("role") == "prefill":
+        if is_endpoint(other, wanted, workload.user) and _serve(other).get("role") == "prefill":
             from_tokens = int(_serve(workload)["prefill"]["from_tokens"])
             return {"prefill": {"workload": other.id, "from_tokens": from_tokens}}
     return {}
@@ -82,7 +82,7 @@ def partner(workload: Workload, endpoints: Iterable[Workload]) -> dict[str, Any]
 
 def takes_part(workload: Workload) -> bool:
     """Whether its replicas give keys and values, or take any."""
-    return bool(_wanted(workload)) or reads_for_others(workload)
+    return bool(wanted_of(workload)) or reads_for_others(workload)
 
 
 def kind_of(workload: Workload, model: str) -> str:
@@ -96,7 +96,8 @@ def reads_for_others(workload: Workload) -> bool:
     return '"role":"prefill"' in workload.parcel and _serve(workload).get("role") == "prefill"
 
 
-def _wanted(workload: Workload) -> str:
+def wanted_of(workload: Workload) -> str:
+    """The name of the endpoint that is to read its prompts; "" for none."""
     if workload.kind != "serve" or '"prefill":{' not in workload.parcel:  # canonical JSON; most want nobody
         return ""
     return str((_serve(workload).get("prefill") or {}).get("endpoint") or "")
@@ -105,10 +106,11 @@ def _wanted(workload: Workload) -> str:
 def _named(state: State, workload: Workload, name: str, file: Iterable[Workload]) -> Workload | None:
     """The endpoint of that name and of the same user: as the file will have it, else as it is."""
     live = (state.workloads[each].workload for each in state.serving)
-    return next((one for one in (*file, *live) if name and _is(one, name, workload.user)), None)
+    return next((one for one in (*file, *live) if name and is_endpoint(one, name, workload.user)), None)
 
 
-def _is(one: Workload, name: str, user: str) -> bool:
+def is_endpoint(one: Workload, name: str, user: str) -> bool:
+    """Whether it is the one that an endpoint of that user means by the name."""
     return one.kind == "serve" and (one.name, one.user) == (name, user)
 
 

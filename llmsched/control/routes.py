@@ -12,19 +12,18 @@ from typing import Any, NamedTuple
 from llmsched.control import prefills
 from llmsched.control.authorization import Permissions, Person
 from llmsched.control.calls import Callers
-from llmsched.control.dispatch import adapters_of, artifact_of, is_result
+from llmsched.control.dispatch import adapters_of, is_result
 from llmsched.control.endpoint_names import model_id
 from llmsched.control.lookup import spec_of
+from llmsched.control.readers import ANSWERING, kv_of
 from llmsched.control.roles import CALLER
 from llmsched.control.vault import NoSecrets, Secrets
 from llmsched.core.decisions import Decision
-from llmsched.core.state import GangState, State, Status, WorkloadState
+from llmsched.core.state import GangState, State, WorkloadState
 from llmsched.core.workload import Workload, attempt_name
 from llmsched.errors import RequestError
 from llmsched.executors.port import RouteTable
 from llmsched.spec.endpoint_keys import Terms
-
-ANSWERING = (Status.RUNNING, Status.RESIZING)
 
 
 class Endpoint(NamedTuple):
@@ -157,18 +156,8 @@ def _replica(state: State, gang: GangState) -> dict[str, Any]:
         "app": attempt_name(gang.id, gang.attempt),
         "model": gang.model or model.get("source") or "",
         "flavor": gang.flavor or "",
-        **({"kv": kv} if (kv := _kv_of(state, gang, gang.model or str(model.get("source")))) else {}),
+        **({"kv": kv} if (kv := kv_of(state, gang)) else {}),
     }
-
-
-def _kv_of(state: State, gang: GangState, model: str) -> str:
-    """Of what kind the keys and values are that a replica gives or takes; "" where it does neither."""
-    if not prefills.takes_part(gang.spec):
-        return ""
-    try:
-        return prefills.kind_of(gang.spec, artifact_of(state, gang.spec, model) if is_result(model) else model)
-    except RequestError:  # the result was taken away since
-        return ""
 
 
 def _adapters(state: State, workload_id: str, spec: dict[str, Any], replicas: list[GangState]) -> dict[str, Any]:

@@ -202,6 +202,12 @@ CATALOG: dict[str, Entry] = {
     ),
     "ahead.wrong": Entry("its forecasts are {error:.0%} off, so nothing is made of them"),
     "ahead.unknown": Entry("no forecast yet: it needs a day of this endpoint's load"),
+    # Of an endpoint whose prompts another one is to read: why that one does not.
+    "prefill.missing": Entry('reads its prompts itself: its owner has no endpoint "{name}" (serve.prefill)'),
+    "prefill.stopped": Entry('reads its prompts itself: "{name}" (serve.prefill) is stopped'),
+    "prefill.failed": Entry('reads its prompts itself: "{name}" (serve.prefill) has failed{why:>: }'),
+    "prefill.waits": Entry('reads its prompts itself: "{name}" (serve.prefill) has no replica that answers{why:>: }'),
+    "prefill.unlike": Entry('reads its prompts itself: "{name}" (serve.prefill) reads none of this model and type'),
     # Who gave what to whom.
     "gift": Entry("{gpus:gpus} GPUs of {who}, which lost {lost:.3g} GPU-seconds"),
     "handover": Entry("{seconds:.3g} s after it was asked for{gifts:>, on }"),
@@ -217,9 +223,7 @@ CATALOG: dict[str, Entry] = {
     "ended_by": Entry("ended by {who}, which had asked for it"),
     "ended_with": Entry("ended with {who}, which had asked for it"),
     "cancelled_by": Entry("cancelled by {by}"),
-    "rollout_held": Entry(
-        "the rollout is held, replicas of the version before go on: the new one failed{message:>: }"
-    ),
+    "rollout_held": Entry("the rollout is held, replicas of the version before go on: the new one failed{message:>: }"),
     "node_lost": Entry("node {node} was lost"),
     "lost": Entry("lost without a receipt"),
     "attempt_failed": Entry("the attempt failed"),
@@ -278,9 +282,7 @@ CATALOG: dict[str, Entry] = {
     "impossible.deadlines": Entry(
         "{who}: every run of its schedule would have the same deadline", "Bound each run by max_runtime: instead."
     ),
-    "impossible.deadline": Entry(
-        "{who}: its deadline passed {ago:.0f} s ago", "Give it a later one, or leave it out."
-    ),
+    "impossible.deadline": Entry("{who}: its deadline passed {ago:.0f} s ago", "Give it a later one, or leave it out."),
     "impossible.schedule": Entry("{who}: {problem}"),
     "too_many.workers": Entry(
         "{who} asks for {count} workers; one workload may have {limit}",

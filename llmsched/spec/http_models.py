@@ -240,7 +240,7 @@ class WhyView(Reply):
     reason: ReasonView | None = None
     text: str
     gangs: list[GangWhy] = []
-    scaling: list[Sentence] = []  # of an endpoint: its target, its forecast, and what its last replica took
+    scaling: list[Sentence] = []  # of an endpoint: who does not read its prompts, its target, forecast and last replica
 
 
 class Finding(Reply):

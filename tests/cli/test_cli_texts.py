@@ -11,9 +11,10 @@ import pytest
 from live import Live, Parrot
 from test_cli_output import Run, runner
 
+from llmsched.cli.look import _what
 from llmsched.cli.main import cli
 from llmsched.cli.work import _after_apply, _ask_it
-from llmsched.spec.http_models import Applied
+from llmsched.spec.http_models import Applied, WorkloadView
 
 
 class Reader(Parrot):
@@ -120,3 +121,10 @@ def test_after_two_endpoints_of_one_answer_the_one_is_suggested_that_answers(
     _after_apply([Applied.model_construct(id=name, name=name, kind="serve", serves=serves) for name, serves in parts])
     said = capsys.readouterr()
     assert "llmsched chat mine " in said.out + said.err and "chat mine-prompts" not in said.out + said.err
+
+
+def test_the_list_says_what_ails_an_endpoint_that_answers() -> None:
+    given = {"kind": "serve", "phase": "running", "size": 2}
+    whole = WorkloadView.model_construct(**given, message="")
+    ails = WorkloadView.model_construct(**given, message="the rollout is held")
+    assert [_what(one) for one in (whole, ails)] == ["2 replicas answer", f"2 replicas answer; {ails.message}"]

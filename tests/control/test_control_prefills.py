@@ -4,8 +4,11 @@ import asyncio
 from dataclasses import replace
 
 import pytest
-from control_harness import ANN, controlling, fake_cluster, serve, task
+from control_harness import ANN, Script, controlling, fake_cluster, phase, serve, task, until
 
+from llmsched.api import views
+from llmsched.control.authorization import KnownNames, Permissions, Person
+from llmsched.control.roles import OPERATOR, SUBMITTER
 from llmsched.control.routes import Routes
 from llmsched.core.configuration import PolicyNames
 from llmsched.core.facts import Bound, NodeJoined, Published, Submitted
@@ -134,3 +137,69 @@ def test_a_model_that_was_published_to_one_of_them_is_another_kind():
     table = table_of(endpoint("chat", ASKS), endpoint("reader", READS), then=[published])
     words = {one["kv"] for name in ("chat", "reader") for one in table[name]["replicas"]}
     assert len(words) == 2
+
+
+def of_chat(controller, role=OPERATOR, user=ANN):
+    """What `why` and `status` say of its prompts, which are the same words."""
+    state = controller.state
+    names, found = KnownNames(state, Permissions(Person(user, role), state.configuration)), state.find("chat")
+    in_why = [one.text for one in views.why(state, found, (), names).scaling if one.code.startswith("prefill.")]
+    in_status = views.workload(state, found, {}, names).message
+    assert in_status == "".join(in_why)
+    return in_status.removeprefix("reads its prompts itself: ")
+
+
+NO_REPLICA = '"reader" (serve.prefill) has no replica that answers'
+
+
+def test_why_and_status_say_by_name_why_nobody_reads_its_prompts():
+    async def story():
+        async with controlling(fake_cluster()) as controller:
+            await controller.submit([endpoint("chat", ASKS), task("a"), task("b", gpus=2)], user=ANN)
+            await until(lambda: {phase(controller, each) for each in ("chat", "a", "b")} == {"running"})
+            assert of_chat(controller) == 'its owner has no endpoint "reader" (serve.prefill)'
+            await controller.submit([endpoint("reader", READS)], user=ANN)
+            await until(lambda: of_chat(controller).startswith(f"{NO_REPLICA}: needs 1 x 1 A100"))
+            for each in ("a", "b"):
+                await controller.cancel(each, by=ANN)
+            await until(lambda: of_chat(controller) == "")
+            await controller.submit([endpoint("reader", READS, "package:models/other")], user=ANN)
+            await until(lambda: of_chat(controller) == '"reader" (serve.prefill) reads none of this model and type')
+            await controller.submit([endpoint("reader", READS)], user=ANN)
+            await until(lambda: of_chat(controller) == "")
+            await controller.cancel("reader", by=ANN)
+            assert of_chat(controller) == '"reader" (serve.prefill) is stopped'
+            await until(lambda: phase(controller, "reader") == "cancelled")
+            assert of_chat(controller) == '"reader" (serve.prefill) is stopped'
+
+    asyncio.run(story())
+
+
+def test_a_reader_that_failed_is_named_and_why_is_for_those_who_see_it():
+    async def story():
+        fails = Script(not_started="environment", message="no such package")
+        async with controlling(fake_cluster(reader=fails)) as controller:
+            await controller.submit([endpoint("chat", ASKS), endpoint("reader", READS)], user=ANN)
+            await until(lambda: (phase(controller, "chat"), phase(controller, "reader")) == ("running", "failed"))
+            assert of_chat(controller) == '"reader" (serve.prefill) has failed: no such package'
+            assert of_chat(controller, SUBMITTER, "bob") == '"reader" (serve.prefill) has failed'
+
+    asyncio.run(story())
+
+
+def test_anothers_reader_and_one_that_answers_itself_read_nothing():
+    async def story():
+        async with controlling(fake_cluster()) as controller:
+            both = [endpoint("chat", ASKS), endpoint("reader", READS)]
+            await controller.submit(both, user=ANN)
+            await until(lambda: phase(controller, "chat") == phase(controller, "reader") == "running")
+            assert of_chat(controller) == ""
+            await controller.submit([endpoint("reader", {})], user=ANN)
+            assert of_chat(controller) == '"reader" (serve.prefill) reads none of this model and type'
+
+        async with controlling(fake_cluster()) as controller:
+            await controller.submit([endpoint("reader", READS)], user="bob")
+            await controller.submit([endpoint("chat", ASKS)], user=ANN)
+            assert of_chat(controller) == 'its owner has no endpoint "reader" (serve.prefill)'
+
+    asyncio.run(story())

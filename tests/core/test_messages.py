@@ -121,6 +121,7 @@ def test_the_code_of_a_reason_is_that_of_its_sentence() -> None:
 # --- names ----------------------------------------------------------------------------------------------------------
 
 QUOTED = {  # whoever reads the sentence wrote these words, or may see whoever did
+    "control/readers.py": {"name"},  # stands in the spec of the endpoint that is asked about
     "control/endpoint_names.py": {"mine.name", "other.endpoint.id"},  # that of the same file
     "core/commands.py": {
         "spec.id", "name", "command.name", "new.queue", "spec.queue", "spec.kind", "known.workload.kind", "text",
