@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import resource
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, ClassVar
 
 import uvicorn
@@ -18,6 +19,7 @@ WAITING_AT_MOST = 512
 WAITING_OF_ONE_ADDRESS = 256
 WAIT_AT_MOST_S = 10.0
 DESCRIPTORS = 8192  # more than all that may be open: waiting ones, and those of `rate`
+REST_BYTES, REST_WITHIN_S = 256 << 20, 5.0
 ADMIT = "llmsched.admit"  # in the scope: called once the request has shown a token that is known
 
 
@@ -107,6 +109,19 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
 def connections_of(waiting: Waiting) -> type[Connection]:
     """The class of the connections of one server."""
     return type("Connection", (Connection,), {"waiting": waiting})
+
+
+async def read_rest(receive: Callable[[], Awaitable[Mapping[str, Any]]]) -> None:
+    """What a client still sends of a request that has its answer, within bounds. One that is cut off while it writes
+    sees a reset connection in the place of the answer; so this comes before the end of that is sent."""
+    size = 0
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(REST_WITHIN_S):
+            while size <= REST_BYTES:
+                message = await receive()
+                size += len(message.get("body", b""))
+                if message["type"] == "http.disconnect" or not message.get("more_body"):
+                    return
 
 
 class Quiet(uvicorn.Server):

@@ -24,6 +24,7 @@ from llmsched.gateway.limits import (
     BODY_TIMEOUT_S,
     HEARTBEAT_S,
     Disconnected,
+    Incoming,
     Receive,
     Send,
     late,
@@ -36,6 +37,7 @@ from llmsched.gateway.rates import Rates
 from llmsched.gateway.refusals import OF_CONNECTIONS, UNREADABLE, Refused, encode, error_body, of_connection
 from llmsched.gateway.relay import Errand, Relay
 from llmsched.gateway.replicas import Chosen, Pool, Replica, ReplicaGone
+from llmsched.gateway.replies import refuse, reply, send_end, send_event
 from llmsched.gateway.routes import APP_ROUTES, APPS, MODEL_ROUTES
 from llmsched.gateway.shares import Shares
 from llmsched.gateway.signals import Signals
@@ -49,8 +51,6 @@ Observe = Callable[[str, str, int, float], None]  # workload, route, HTTP status
 
 
 APP_ROUTE = "http"  # of the replica of an app
-JSON_TYPE = (b"content-type", b"application/json")
-TEXT_TYPE = (b"content-type", b"text/plain; charset=utf-8")
 STREAM_HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
 END: Any = object()  # of a stream; an app may well say None
 _OUR_FAULT = "The gateway failed; its log says why."
@@ -122,15 +122,16 @@ class Gateway:
 
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
+            incoming = Incoming(receive)
             try:
-                await self._http(scope, receive, send)
+                await self._http(scope, incoming, send)
             except Refused as refused:
-                await _reply(send, refused.status, refused.body(), refused.headers())
+                await refuse(send, refused, incoming, scope["headers"])
             except Disconnected:
                 pass
             except Exception:  # a fault of ours must not look like one of the client's
                 traceback.print_exc()
-                await _reply(send, 500, error_body(500, _OUR_FAULT, code="gateway_error"))
+                await reply(send, 500, error_body(500, _OUR_FAULT, code="gateway_error"))
         elif scope["type"] == "lifespan":
             await _lifespan(receive, send)
         else:
@@ -148,14 +149,14 @@ class Gateway:
     async def _http(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
         method, path = scope["method"], scope["path"]
         if path == "/healthz":
-            await _reply(send, 200, {"status": "ok", "version": self.version})
+            await reply(send, 200, {"status": "ok", "version": self.version})
             return
         if path.startswith(UNREADABLE) and (code := path[len(UNREADABLE) :]) in OF_CONNECTIONS:
             raise of_connection(code)
         headers, key = await self._admitted(scope)
         if path == "/v1/models" or path.startswith("/v1/models/"):
             _only(method, "GET", path)
-            await _reply(send, 200, self._models(path[len("/v1/models/") :], key))
+            await reply(send, 200, self._models(path[len("/v1/models/") :], key))
             return
         if path.startswith(APPS):
             target = self._table.app(apps.name_in(path), key)  # before its body is read
@@ -192,8 +193,8 @@ class Gateway:
                 raise
             with suppress(TimeoutError):  # of a client that does not read
                 async with asyncio.timeout(LAST_WORDS_S):
-                    await _send_event(send, encode(refused.body()))
-                    await _send_end(send)
+                    await send_event(send, encode(refused.body()))
+                    await send_end(send)
 
     async def _admitted(self, scope: Mapping[str, Any]) -> tuple[dict[bytes, bytes], Key]:
         """The headers of a request and the key that it shows. Raises Refused."""
@@ -290,14 +291,14 @@ class Gateway:
     async def _call(self, request: OpenRequest, target: Target, route: str, body: dict[str, Any], send: Send) -> int:
         answer = await self.call(request, target, route, body)
         status = _status(answer)
-        await _reply(send, status or 200, _error(answer) if status else answer, _retry(answer) if status else ())
+        await reply(send, status or 200, _error(answer) if status else answer, _retry(answer) if status else ())
         return status or 200
 
     async def _stream(self, request: OpenRequest, target: Target, route: str, body: dict[str, Any], send: Send) -> int:
         async with aclosing(self.stream(request, target, route, body)) as chunks:
             first = await self._first(request, chunks, send)
             if (status := _status(first)) and not request.has_begun:  # an ordinary error, with its own status
-                await _reply(send, status, _error(first), _retry(first))
+                await reply(send, status, _error(first), _retry(first))
                 return status
             await self._begin_stream(request, send)
             try:
@@ -305,18 +306,18 @@ class Gateway:
                 while chunk is not END:
                     if failed := _status(chunk):  # too late for a status: the error is the last event
                         chunk, status = _error(chunk), failed
-                    await _send_event(send, encode(chunk))
+                    await send_event(send, encode(chunk))
                     chunk = await anext(chunks, END) if status == 200 else END
             except Refused as refused:
-                await _send_event(send, encode(refused.body()))
+                await send_event(send, encode(refused.body()))
                 status = refused.status
             except Exception:
                 traceback.print_exc()
-                await _send_event(send, encode(error_body(500, _OUR_FAULT, code="gateway_error")))
+                await send_event(send, encode(error_body(500, _OUR_FAULT, code="gateway_error")))
                 status = 500
             if status == 200:
-                await _send_event(send, b"[DONE]")
-            await _send_end(send)
+                await send_event(send, b"[DONE]")
+            await send_end(send)
             return status
 
     async def _begin_stream(self, request: OpenRequest, send: Send) -> None:
@@ -464,22 +465,6 @@ def _error(answer: dict[str, Any]) -> dict[str, Any]:
 
 def _retry(answer: dict[str, Any]) -> list[tuple[bytes, bytes]]:
     return [(b"retry-after", b"1")] if answer["status"] in (429, 503) else []
-
-
-async def _reply(send: Send, status: int, value: Any, headers: Any = ()) -> None:
-    """A text as it is, anything else as JSON."""
-    kind, body = (TEXT_TYPE, value.encode("utf-8", "replace")) if isinstance(value, str) else (JSON_TYPE, encode(value))
-    length = (b"content-length", str(len(body)).encode())
-    await send({"type": "http.response.start", "status": status, "headers": [kind, length, *headers]})
-    await send({"type": "http.response.body", "body": body})
-
-
-async def _send_event(send: Send, data: bytes) -> None:
-    await send({"type": "http.response.body", "body": b"data: " + data + b"\n\n", "more_body": True})
-
-
-async def _send_end(send: Send) -> None:
-    await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:

@@ -11,6 +11,7 @@ from llmsched.gateway.refusals import Refused
 BODY_BYTES = 1 << 20  # of texts
 MEDIA_BYTES = 16 << 20  # where images and sounds may stand in JSON
 AUDIO_BYTES = 25 << 20  # of a form, as OpenAI has it
+LATE = 408
 BODY_TIMEOUT_S = 30.0  # a client that dribbles its body may not hold a connection for ever
 RETRY_FULL_S = 1.0
 HEARTBEAT_S = 10.0  # to the client of a stream that waits for a replica: proxies on the way end what is silent
@@ -24,6 +25,19 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 class Disconnected(Exception):
     """The client went away before its request was complete."""
+
+
+class Incoming:
+    """`receive` of one request, which knows whether all of its body has come."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self.is_whole = False
+
+    async def __call__(self) -> Mapping[str, Any]:
+        message = await self._receive()
+        self.is_whole = self.is_whole or not message.get("more_body", False)
+        return message
 
 
 async def read_body(headers: Mapping[bytes, bytes], receive: Receive, most: int = BODY_BYTES) -> bytes:
@@ -68,7 +82,7 @@ async def _read_on(receive: Receive, enough: int) -> tuple[bytes, bool]:
 
 
 def late() -> Refused:
-    return Refused(408, f"The body did not arrive within {BODY_TIMEOUT_S:.0f} s.", code="body_timeout")
+    return Refused(LATE, f"The body did not arrive within {BODY_TIMEOUT_S:.0f} s.", code="body_timeout")
 
 
 def _too_large(most: int) -> Refused:

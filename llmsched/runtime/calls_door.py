@@ -26,7 +26,7 @@ STANDBY = "llms-gateway-2"  # of the one that stands by, where there is one
 URL = "LLMSCHED_CALLS_URL"
 CLIENTS_URL = "OPENAI_BASE_URL"
 ANSWERS_WITHIN_S = 10.0
-BODY_BYTES = 16 << 20
+BODY_BYTES = 25 << 20  # the most that any route of the gateway takes (gateway/limits.py); it has bounds of each
 _doors: list[str] = []  # of this process
 
 Message = MutableMapping[str, Any]
@@ -94,7 +94,7 @@ class Door:
                 return
             body += message.get("body", b"")
             if len(body) > BODY_BYTES:
-                await _refuse(send, 413, f"A body has at most {BODY_BYTES} bytes.")
+                await _refuse_large(receive if message.get("more_body") else None, send)
                 return
             if not message.get("more_body"):
                 break
@@ -138,10 +138,26 @@ async def _answer(answer: Any, send: Any) -> None:
             await send(message)
 
 
-async def _refuse(send: Any, status: int, words: str) -> None:
-    import json
+async def _refuse_large(receive: Callable[[], Awaitable[Message]] | None, send: Any) -> None:
+    """As the gateway does. `receive`: of a client that is still writing."""
+    from llmsched.connections import read_rest  # with uvicorn
 
-    error = {"message": words, "type": "server_error", "param": None, "code": "unreachable"}
+    body = _error(f"The request is larger than {BODY_BYTES >> 20} MiB.", "invalid_request_error", "request_too_large")
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 413, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": True})
+    if receive is not None:
+        await read_rest(receive)
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def _refuse(send: Any, status: int, words: str) -> None:
     headers = [(b"content-type", b"application/json"), (b"retry-after", b"1")]
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": json.dumps({"error": error}).encode()})
+    await send({"type": "http.response.body", "body": _error(words, "server_error", "unreachable")})
+
+
+def _error(words: str, kind: str, code: str) -> bytes:
+    import json
+
+    return json.dumps({"error": {"message": words, "type": kind, "param": None, "code": code}}).encode()

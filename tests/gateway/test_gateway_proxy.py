@@ -6,6 +6,8 @@ On the loop that it has in its process, which holds back what it reads in other 
 import asyncio
 import hashlib
 import json
+import urllib.error
+import urllib.request
 from contextlib import asynccontextmanager, suppress
 from types import SimpleNamespace
 
@@ -414,5 +416,28 @@ def test_a_caller_who_reads_nothing_does_not_stay(tmp_path, monkeypatch):
                 writer.write(b"GET / HTTP/1.1\r\n\r\n")
                 await asyncio.wait_for(ended.wait(), PATIENCE_S)
                 writer.close()
+
+    uvloop.run(main())
+
+
+@pytest.mark.parametrize(
+    ("shown", "told"),
+    [({"Authorization": f"Bearer {key_of(TOKEN)}"}, (413, "request_too_large")), ({}, (401, "missing_api_key"))],
+    ids=["a key", "no key"],
+)
+@pytest.mark.parametrize("through", ["proxy", "gateway"])
+def test_who_writes_more_than_may_be_is_told_so_before_the_connection_ends(tmp_path, through, shown, told):
+    """Of a client that wants the connection closed, as urllib does: it was reset while the client was writing."""
+    body = b" " * (40 << 20)
+
+    def ask(place):
+        asked = urllib.request.Request(f"http://{place[0]}:{place[1]}/v1/completions", body, shown)
+        with pytest.raises(urllib.error.HTTPError) as caught, urllib.request.urlopen(asked, timeout=PATIENCE_S):
+            pass
+        return caught.value.code, json.loads(caught.value.read())["error"]["code"]
+
+    async def main():
+        async with served(house("a")) as behind, in_front(tmp_path, behind) as before:
+            assert await asyncio.to_thread(ask, before if through == "proxy" else behind) == told
 
     uvloop.run(main())

@@ -2,12 +2,16 @@
 
 import asyncio
 import json
+import urllib.error
+import urllib.request
 
 import httpx
 import pytest
 from ray.exceptions import RayActorError
+from waiting import PATIENCE_S
 
 from llmsched.errors import ClusterError, RequestError
+from llmsched.gateway import limits
 from llmsched.runtime import calls, calls_door, redaction
 
 
@@ -75,7 +79,23 @@ def test_without_a_gateway_it_says_so_and_when_to_ask_again():
 
 def test_a_body_without_end_is_refused(monkeypatch):
     monkeypatch.setattr(calls_door, "BODY_BYTES", 10)
-    assert ask(FarGateway(), "/v1/chat", b"x" * 11).status_code == 413
+    answer = ask(FarGateway(), "/v1/chat", b"x" * 11)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["type"]) == (413, "request_too_large", "invalid_request_error")
+    assert "retry-after" not in answer.headers
+
+
+def test_who_writes_more_than_may_be_is_told_so_before_the_connection_ends(monkeypatch):
+    """Of a client that wants the connection closed, as urllib does: it was reset while the client was writing."""
+    monkeypatch.setattr(calls_door, "_gateway", FarGateway)
+    asked = urllib.request.Request(f"{calls_door.open_here()}/v1/completions", b" " * (40 << 20))
+    with pytest.raises(urllib.error.HTTPError) as caught, urllib.request.urlopen(asked, timeout=PATIENCE_S):
+        pass
+    assert caught.value.code == 413
+
+
+def test_what_any_route_of_the_gateway_takes_may_pass():
+    assert max(limits.BODY_BYTES, limits.MEDIA_BYTES, limits.AUDIO_BYTES) <= calls_door.BODY_BYTES
 
 
 def test_a_client_that_leaves_is_told_to_the_gateway():
