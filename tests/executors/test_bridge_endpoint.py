@@ -2,12 +2,13 @@
 
 import pytest
 
-from llmsched.executors.bridge.endpoint import HUNG_AFTER_S, STANDBY_AFTER_S, Endpoint
+from llmsched.core.latency import Latency
+from llmsched.executors.bridge.endpoint import HUNG_AFTER_S, STANDBY_AFTER_S, TELL_EVERY_S, Endpoint
 from llmsched.executors.bridge.gateway_actor import Gone, Load, Silent
 from llmsched.executors.port import EndpointSeen, KeyUsageSeen, LoadSeen, RouteTable
 
 TABLE = RouteTable(7, {"qwen": {"workload": "qwen"}}, [])
-LOOK_EVERY_S = 1.5
+LOOK_EVERY_S = TELL_EVERY_S
 
 
 class Fake:
@@ -20,6 +21,7 @@ class Fake:
         self.state = "well"
         self.version = 0
         self.counts = {"qwen": (1.0, 2.0)}
+        self.latencies = {}
         self.ended = 0
         self.book = None
 
@@ -43,7 +45,8 @@ class Fake:
 
     def load(self):
         self._answer()
-        return Load(self.version, self.counts)
+        measured, self.latencies = self.latencies, {}
+        return Load(self.version, self.counts, measured)
 
     def used(self):
         self._answer()
@@ -64,10 +67,10 @@ class Desk:
         self.now, self.seen = 0.0, []
         self.endpoint = Endpoint(self.seen.append, (self.one, self.two), lambda: nodes, lambda: self.now)
 
-    def look(self, times=1):
+    def look(self, times=1, every_s=LOOK_EVERY_S):
         for _ in range(times):
             self.endpoint.look()
-            self.now += LOOK_EVERY_S
+            self.now += every_s
 
     def said(self):
         return [one for one in self.seen if isinstance(one, EndpointSeen)]
@@ -123,6 +126,43 @@ def test_a_new_table_reaches_both_and_their_counts_are_added(desk):
     assert (desk.one.version, desk.two.version) == (8, 8)
     desk.look()
     assert desk.seen == [LoadSeen("qwen", 2.0, 4.0)]
+
+
+def loads(desk, *counts, every_s):
+    """What is told when the gateway counts these, one look after the other."""
+    told = []
+    for each in counts:
+        desk.one.counts, desk.two.counts = {"qwen": each}, {}
+        desk.seen.clear()
+        desk.look(1, every_s)
+        told.append([one.counts for one in desk.seen if isinstance(one, LoadSeen)])
+    return told
+
+
+def test_a_load_is_told_now_and_then_and_one_that_jumps_at_once(desk):
+    often_s = TELL_EVERY_S / 3
+    steady = loads(desk, *[(2.0, 0.0)] * 4, every_s=often_s)
+    assert steady == [[(2.0, 0.0)], [], [], [(2.0, 0.0)]]
+    grows = loads(desk, (2.4, 0.0), (3.0, 0.0), (3.2, 0.0), (9.0, 4.0), every_s=often_s)
+    assert grows == [[], [(3.0, 0.0)], [(3.2, 0.0)], [(9.0, 4.0)]]
+    assert loads(desk, (9.2, 4.0), (0.0, 0.0), (0.0, 0.0), every_s=often_s) == [[], [(0.0, 0.0)], []]
+    assert loads(desk, (0.0, 1.0), every_s=often_s) == [[(0.0, 1.0)]]  # who is held wakes an endpoint
+
+
+def test_what_was_measured_between_is_told_with_the_next_load(desk):
+    desk.one.book = KeyUsageSeen("a", ())
+    desk.look(1, 0.1)
+    desk.one.book = KeyUsageSeen("a", ())
+    first, second = (Latency("m", "A100", load, 40, 1.0) for load in (1.0, 2.0))
+    desk.seen.clear()
+    for each in (first, second):
+        desk.one.latencies = {"qwen": (each,)}
+        desk.look(1, 0.1)
+    assert desk.seen == []
+    desk.now += TELL_EVERY_S
+    desk.look()
+    assert [one.latencies for one in desk.seen if isinstance(one, LoadSeen)] == [(first, second)]
+    assert [one.gateway for one in desk.seen if isinstance(one, KeyUsageSeen)] == ["a"]
 
 
 def test_what_keys_have_used_is_told_of_each(desk):

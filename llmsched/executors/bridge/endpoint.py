@@ -2,7 +2,9 @@
 
 One serves. On a cluster of several nodes a second one stands by, a while later, so that none has to start for it: the
 proxy before them passes on to it what the first has not answered when it is lost or hangs. One that has gone, or
-answers no more, is made anew, told, and given the table again. Knows no Ray. Start at `Endpoint.look`.
+answers no more, is made anew, told, and given the table again. Loads are asked for often, and told now and then, as the
+journal keeps what is told; one that jumps is told at once, as replicas are to follow it. Knows no Ray. Start at
+`Endpoint.look`.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ from llmsched.core.latency import Latency
 from llmsched.executors.bridge.gateway_actor import STARTS_WITHIN_S, Gone, Load, Silent
 from llmsched.executors.port import Deliver, EndpointSeen, KeyUsageSeen, LoadSeen, RouteTable
 
+TELL_EVERY_S = 1.5
+JUMP_TIMES, JUMP_AT_LEAST = 1.5, 1.0  # a load that is so much more than what was told, and by so many requests
 HUNG_AFTER_S = 5.0  # without an answer it is ended, and Ray makes another
 STANDBY_AFTER_S = 20.0  # that the first one has answered: it starts alone
 NODES_FOR_TWO = 2
@@ -63,6 +67,9 @@ class Endpoint:
         self._silent_since: dict[int, float] = {}  # by number
         self._answers_since: float | None = None  # the first
         self._said = EndpointSeen("")
+        self._told: dict[str, float] = {}  # the load of each workload, when it was told last
+        self._tell_at = self._clock()
+        self._untold: dict[str, tuple[Latency, ...]] = {}  # latencies
 
     @property
     def url(self) -> str:
@@ -93,11 +100,11 @@ class Endpoint:
         if table is None or not (table.models or self._gateways[0].is_there):
             return
         recent, queued, there = dict[str, float](), dict[str, float](), list[Gateway]()
-        latencies: dict[str, tuple[Latency, ...]] = {}
+        is_due = self._clock() >= self._tell_at
         for number, gateway in enumerate(self._gateways):
             if number and not (gateway.is_there or self._wants_another(table)):
                 continue
-            load = self._load_of(number, gateway, table)
+            load = self._load_of(number, gateway, table, with_use=is_due)
             if load is None:
                 continue
             there.append(gateway)
@@ -105,10 +112,17 @@ class Endpoint:
                 recent[workload] = recent.get(workload, 0.0) + lately
                 queued[workload] = queued.get(workload, 0.0) + waiting
             for workload, measured in load.latencies.items():
-                latencies[workload] = (*latencies.get(workload, ()), *measured)
+                self._untold[workload] = (*self._untold.get(workload, ()), *measured)
         self._say(there)
+        if is_due:
+            self._tell_at = self._clock() + TELL_EVERY_S
+            self._told = {workload: self._told[workload] for workload in self._told.keys() & recent.keys()}
         for workload in recent:
-            self._deliver(LoadSeen(workload, recent[workload], queued[workload], latencies.get(workload, ())))
+            load_now, told = recent[workload] + queued[workload], self._told.get(workload, 0.0)
+            if is_due or load_now >= max(JUMP_TIMES * told, told + JUMP_AT_LEAST):
+                self._told[workload] = load_now
+                measured = self._untold.pop(workload, ())
+                self._deliver(LoadSeen(workload, recent[workload], queued[workload], measured))
 
     def shut_down(self) -> None:
         for gateway in self._gateways:
@@ -119,8 +133,8 @@ class Endpoint:
         lasts = 0.0 if self._answers_since is None else self._clock() - self._answers_since
         return bool(table.models) and lasts >= STANDBY_AFTER_S and self._nodes() >= NODES_FOR_TWO
 
-    def _load_of(self, number: int, gateway: Gateway, table: RouteTable) -> Load | None:
-        """None while it does not answer."""
+    def _load_of(self, number: int, gateway: Gateway, table: RouteTable, *, with_use: bool) -> Load | None:
+        """None while it does not answer. `with_use`: what keys have used is told, too."""
         try:
             if number and not gateway.is_there:
                 gateway.begin()
@@ -129,7 +143,7 @@ class Endpoint:
             elif not number:
                 self._make_sure(gateway)
             load = gateway.load()
-            used = gateway.used()
+            used = gateway.used() if with_use else None
             if load.version != table.version:
                 gateway.tell(table)
         except (Gone, Silent) as error:

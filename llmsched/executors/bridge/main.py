@@ -40,8 +40,8 @@ from llmsched.executors.port import (
 )
 
 LOOK_AT_NODES_EVERY_S = 1.0
-LOOK_AT_REPLICAS_EVERY_S = 1.0
-LOOK_AT_LOAD_EVERY_S = 1.5
+LOOK_AT_REPLICAS_EVERY_S = 0.25  # at most: `Replicas.look`
+LOOK_AT_LOAD_EVERY_S = 0.5
 LOOK_AT_ATTEMPTS_EVERY_S = 0.25
 REAP_EVERY_S = 5.0
 

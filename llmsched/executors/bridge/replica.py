@@ -118,6 +118,11 @@ class Watched:
     def is_leaving(self) -> bool:
         return self.leave_by is not None
 
+    @property
+    def is_awaited(self) -> bool:
+        """Somebody waits for it to answer, or to be gone."""
+        return self.is_leaving or (self.deployed_at is not None and not self._is_told)
+
     def ask_again(self) -> None:
         """It is to be told once more that it answers; whether its process is the same is watched on."""
         self._is_told, self._asked, self.numbers = False, None, {}

@@ -53,6 +53,8 @@ SERVE_ANSWERS_WITHIN_S = 5.0
 SERVE_HUNG_S = 20.0  # a controller of Serve that does not answer for so long is made anew
 SERVE_ABSENT_S = 3.0  # one that is not there for so long, while replicas are, will not come back by itself
 LAUNCH_WITHIN_S = 25.0  # while Serve comes back, or somebody shuts it down
+LOOK_EVERY_S = 1.0  # at replicas that answer. Where one comes or leaves as often as `look` is called, as somebody waits
+LOOKS_PART = 0.2  # of the time at most: Serve's controller is slow where many come
 
 
 class _Calls:
@@ -82,6 +84,7 @@ class Replicas:
         self._live: dict[str, Watched] = {}
         self._forks = Forks()
         self._serve_silent_since: float | None = None
+        self._look_at = self._look_sooner_at = 0.0
 
     # -- orders --------------------------------------------------------------------------------------------------
 
@@ -213,9 +216,13 @@ class Replicas:
         """Compare what is there of every replica with what was told."""
         with self._lock:
             live = list(self._live.values())
-        if not live:
+        begun = time.monotonic()
+        is_due = self._look_at if not any(one.is_awaited for one in live) else self._look_sooner_at
+        if not live or begun < is_due:
             return
         world, now = self._world(), time.monotonic()
+        self._look_at = begun + LOOK_EVERY_S
+        self._look_sooner_at = min(begun + (now - begun) / LOOKS_PART, self._look_at)
         for one in live:
             seen = one.look(world, now)
             if seen is not None:
