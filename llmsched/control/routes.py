@@ -42,9 +42,10 @@ class Routes:
     def __init__(self, epoch: int, secrets: Secrets | None = None) -> None:
         self._version = epoch * 1_000_000
         self._secrets = secrets or NoSecrets()
-        self._sent: tuple[dict[str, Any], list[dict[str, Any]]] | None = None
+        self._sent: tuple[dict[str, Any], list[dict[str, Any]], dict[str, str]] | None = None
         self._looked_at: tuple[State, int, list[dict[str, Any]]] | None = None
         self._known: dict[str, Endpoint] = {}  # by workload
+        self._failed: dict[str, None] = {}  # endpoints that have failed for good, and are in the state
         self._of_state: State | None = None  # of which they are
         self._keys: tuple[Any, list[dict[str, Any]]] = None, []
         self._callers = Callers()
@@ -63,11 +64,15 @@ class Routes:
             return None
         endpoints = self._endpoints(state)
         workloads = {name: found.workload for name, found in endpoints.items()}
+        failed = {model_id(one): one for one in (state.workloads[each].workload for each in self._failed)}
+        failed = {name: one for name, one in failed.items() if name not in workloads}
+        asked = {**failed, **workloads}  # who may ask for what has failed is told that
         keys = [
-            *self._keys_of(state, endpoints, tokens),
-            *self._callers.keys(state, workloads, self._secrets, decisions),
+            *self._keys_of(state, asked, tokens),
+            *self._callers.keys(state, asked, self._secrets, decisions),
         ]
-        wanted = {name: _with_prefill(found, workloads) for name, found in endpoints.items()}, keys
+        models = {name: _with_prefill(found, workloads) for name, found in endpoints.items()}
+        wanted = models, keys, {name: one.name for name, one in failed.items()}
         if wanted == self._sent:
             return None
         self._sent = wanted
@@ -76,8 +81,9 @@ class Routes:
 
     def _endpoints(self, state: State) -> dict[str, Endpoint]:
         """By the id that requests use; of two with one id, the first has it."""
-        known = self._known if self._of_state is state else {}
+        known, over = (self._known, [*self._failed, *self._known]) if self._of_state is state else ({}, state.ended)
         self._of_state, self._known = state, {}
+        self._failed = {each: None for each in over if _has_failed(state.workloads.get(each))}
         by_name: dict[str, Endpoint] = {}
         for workload_id in state.serving:
             found = known.get(workload_id)
@@ -88,13 +94,12 @@ class Routes:
         return by_name
 
     def _keys_of(
-        self, state: State, endpoints: dict[str, Endpoint], tokens: Sequence[dict[str, Any]]
+        self, state: State, endpoints: Mapping[str, Workload], tokens: Sequence[dict[str, Any]]
     ) -> list[dict[str, Any]]:
-        owners = [(name, found.workload.user, found.workload.queue) for name, found in endpoints.items()]
+        owners = [(name, found.user, found.queue) for name, found in endpoints.items()]
         depends_on = (owners, state.configuration.queues, list(tokens))
         if depends_on != self._keys[0]:
-            workloads = {name: found.workload for name, found in endpoints.items()}
-            self._keys = depends_on, keys_of(state, workloads, tokens)
+            self._keys = depends_on, keys_of(state, endpoints, tokens)
         return self._keys[1]
 
 
@@ -120,6 +125,10 @@ def keys_of(state: State, endpoints: Mapping[str, Workload], tokens: Sequence[di
         }
         for token in tokens
     ]
+
+
+def _has_failed(record: WorkloadState | None) -> bool:
+    return record is not None and record.workload.kind == "serve" and record.outcome == "failed"
 
 
 def endpoint_of(state: State, record: WorkloadState) -> Endpoint:

@@ -156,11 +156,13 @@ class RouteTable:
              "refused": {name: why no replica loads that adapter}, where there are any}}
     keys:   [{"id", "sha256", "models": the ids that it reaches, and no others, "expires": seconds since 1970 or None,
               "user"}], and what is not as usual of spec.endpoint_keys.Terms
+    failed: {model id of an endpoint that has failed for good: the name of its workload}
     """
 
     version: int
     models: dict[str, dict[str, Any]]
     keys: list[dict[str, Any]]
+    failed: dict[str, str] = field(default_factory=dict)
 
 
 # --- observations -----------------------------------------------------------------------------------------------

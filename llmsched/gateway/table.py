@@ -81,6 +81,7 @@ class Table:
         self.gateways = max(1, int(data.get("gateways") or 1))
         self.keys = KeyRing(data.get("keys", ()))
         self.routes = {id: _route(id, entry) for id, entry in sorted(dict(data.get("models", {})).items())}
+        self._failed = dict(data.get("failed") or {})  # the name of the workload, by the id of the endpoint
         self._named: dict[str, list[tuple[int, Target]]] = {}  # what a name may mean: the lower number goes first
         for route in self.routes.values():
             for name, uri in route.adapters.items():
@@ -97,7 +98,7 @@ class Table:
 
     def model(self, name: Any, key: Key) -> Target:
         """Raises Refused: 400 no model named, or an adapter that no replica loads (with why); 404 unknown to this key
-        (with the ones it knows)."""
+        (with the ones it knows), or an endpoint that has failed."""
         if not isinstance(name, str) or not name:
             raise Refused(400, "The request names no model.", code="missing_model", param="model")
         found = self._meant(name, key)
@@ -111,17 +112,26 @@ class Table:
         elif found:
             message = f'"{name}" is an app. Ask it at /v1/apps/{name}.'
         else:
+            self._check_has_not_failed(name.partition(":")[0], key)
             message = f'There is no model "{name}". {self._known(key)}'
         raise Refused(404, message, code="model_not_found", param="model")
 
     def app(self, name: str, key: Key) -> Target:
-        """Raises Refused: 404 unknown to this key (with the ones it knows)."""
+        """Raises Refused: 404 unknown to this key (with the ones it knows), or an endpoint that has failed."""
         for target in self._meant(name, key):
             if target.route.kind == "app":
                 return target
+        self._check_has_not_failed(name, key)
         apps = [route.id for route in self._reached(key) if route.kind == "app"]
         there = f"Apps here: {', '.join(apps[:LISTED])}." if apps else "There are no apps here now."
         raise Refused(404, f'There is no app "{name}". {there}', code="app_not_found")
+
+    def _check_has_not_failed(self, name: str, key: Key) -> None:
+        """Raises Refused for what was there, so that nobody looks for a wrong name. Why it failed its owner sees."""
+        for id, workload in self._failed.items():
+            if name in (id, workload) and key.reaches(id):
+                message = f'"{name}" has failed and answers nothing until it is applied again: llmsched why {workload}.'
+                raise Refused(404, message, code="endpoint_failed", param="model")
 
     def app_for(self, name: str, path: str, key: Key) -> Target:
         """The app that is asked by one of OpenAI's routes. Raises Refused: 404 for a model too, as none answers it."""

@@ -7,7 +7,7 @@ from control_harness import serve
 
 from llmsched.control import routes
 from llmsched.core.configuration import PolicyNames
-from llmsched.core.facts import Bound, Cancelled, NodeJoined, Submitted, Tick
+from llmsched.core.facts import Bound, Cancelled, LaunchFailed, NodeJoined, Submitted, Tick
 from llmsched.core.nodes import Node
 from llmsched.core.resources import Resources
 from llmsched.core.scheduler import turn
@@ -81,3 +81,33 @@ def test_who_may_ask_is_worked_out_again_when_tokens_change(state):
     known.changed(state, KEYS)
     fewer = known.changed(state, KEYS[:1])
     assert [(key["id"], len(key["models"])) for key in fewer.keys] == [("k0", MANY)]
+
+
+def fails(state, name, known):
+    """For good: what it was given is wrong."""
+    turn(state, [submitted(name)], load(PolicyNames()))
+    assert name in known.changed(state, KEYS).models
+    state.apply(LaunchFailed(7.0, f"{name}/0", 1, "input", "no such model"))
+    assert state.workloads[name].outcome == "failed"
+
+
+def test_an_endpoint_that_failed_is_named_to_those_who_may_ask_for_it_until_it_is_there_again(state):
+    known = routes.Routes(1)
+    fails(state, "breaks", known)
+    for each in (known, routes.Routes(2)):  # one that saw it fail, and one that begins then
+        table = each.changed(state, KEYS)
+        assert table.failed == {"breaks": "breaks"} and "breaks" not in table.models
+        assert ["breaks" in key["models"] for key in table.keys] == [True, False]
+    again = replace(compile_workload(serve("breaks")), user="ann", id="breaks@2", run=2)
+    state.apply(Submitted(8.0, again))
+    table = known.changed(state, KEYS)
+    assert table.failed == {} and table.models["breaks"]["workload"] == "breaks@2"
+
+
+def test_one_that_was_cancelled_is_not_named(state):
+    known = routes.Routes(1)
+    state.apply(submitted("goes"))
+    known.changed(state, KEYS)
+    state.apply(Cancelled(4.0, "goes"))
+    assert state.workloads["goes"].outcome == "cancelled"
+    assert known.changed(state, KEYS).failed == {}

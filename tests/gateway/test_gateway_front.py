@@ -203,6 +203,30 @@ def test_a_bad_request_is_told_what_is_wrong(kwargs, status, code):
     assert (response.status_code, response.json()["error"]["code"]) == (status, code)
 
 
+def test_what_failed_is_said_to_have_failed_to_who_may_ask_for_it():
+    async def main():
+        house = House("a")
+        (key,) = house.table["keys"]
+        of_it = {**key, "models": [*key["models"], "m7"]}
+        house.gateway.route(house.table | {"version": 4, "keys": [of_it], "failed": {"m7": "breaks"}})
+        for asked in (
+            {"json": {"model": "breaks"}},
+            {"json": {"model": "m7"}},
+            {"json": {"model": "m7:sql"}},
+            {"path": "/v1/apps/breaks/x", "method": "GET"},
+            {"path": "/v1/images/generations", "json": {"model": "breaks", "prompt": "a cat"}},
+        ):
+            answer = await house.ask(**asked)
+            error = answer.json()["error"]
+            assert (answer.status_code, error["code"]) == (404, "endpoint_failed")
+            assert "llmsched why breaks" in error["message"]
+        house.gateway.route(house.table | {"version": 5, "failed": {"m7": "breaks"}})
+        answer = await house.ask(json={"model": "breaks"})
+        assert answer.json()["error"]["code"] == "model_not_found", "of another's it is not said"
+
+    asyncio.run(main())
+
+
 TOO_LONG = {
     "error": {"message": "The prompt has 9 tokens", "type": "invalid_request_error", "param": "messages",
               "code": "context_length_exceeded"},
