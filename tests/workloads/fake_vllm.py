@@ -216,9 +216,9 @@ class AsyncLLM:
             NETWORK.pop(self.place, None)
 
 
-def put_in(monkeypatch):
-    """For one test, as if it were installed."""
-    names = {
+def modules():
+    """What is in each module of vLLM, by name."""
+    return {
         "vllm": {"SamplingParams": SamplingParams},
         "vllm.sampling_params": {
             "RequestOutputKind": types.SimpleNamespace(DELTA="delta"),
@@ -233,12 +233,20 @@ def put_in(monkeypatch):
         "vllm.v1.engine": {},
         "vllm.v1.engine.async_llm": {"AsyncLLM": AsyncLLM},
     }
+
+
+def module(name, inside):
+    made = types.ModuleType(name)
+    made.__spec__ = types.SimpleNamespace(name=name)
+    vars(made).update(inside)
+    return made
+
+
+def put_in(monkeypatch):
+    """For one test, as if it were installed."""
     NETWORK.clear()
     for name in ("VLLM_NIXL_SIDE_CHANNEL_HOST", "VLLM_NIXL_SIDE_CHANNEL_PORT"):
         monkeypatch.setenv(name, "")  # what an engine sets is undone after the test
         monkeypatch.delenv(name)
-    for name, inside in names.items():
-        module = types.ModuleType(name)
-        module.__spec__ = types.SimpleNamespace(name=name)
-        vars(module).update(inside)
-        monkeypatch.setitem(sys.modules, name, module)
+    for name, inside in modules().items():
+        monkeypatch.setitem(sys.modules, name, module(name, inside))
