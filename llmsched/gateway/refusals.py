@@ -43,6 +43,7 @@ class Refused(Exception):
         return [(b"retry-after", str(max(1, round(self.retry_after_s))).encode())]
 
 
+SAID_AT_MOST = 2000  # characters
 HEAD_BYTES = 64 << 10
 # What the proxy before the gateway refuses on a connection, by code. Where something on it may still be to be answered,
 # the proxy asks the gateway for these words, which then come in turn.
@@ -60,7 +61,10 @@ def of_connection(code: str) -> Refused:
 
 
 def error_body(status: int, message: str, *, code: str | None, param: str | None = None) -> dict[str, Any]:
-    """`message` may say what was asked for: in characters that any terminal may be shown."""
+    """`message` may say what was asked for: in characters that any terminal may be shown, and its ends where it is
+    long, as the name of a model may have megabytes."""
+    if len(message) > SAID_AT_MOST:
+        message = f"{message[: SAID_AT_MOST // 2]} [...] {message[-SAID_AT_MOST // 2 :]}"
     kind = TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     return {"error": {"message": sanitize.shown(message), "type": kind, "param": param, "code": code}}
 

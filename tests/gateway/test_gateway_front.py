@@ -203,6 +203,13 @@ def test_a_bad_request_is_told_what_is_wrong(kwargs, status, code):
     assert (response.status_code, response.json()["error"]["code"]) == (status, code)
 
 
+def test_a_name_of_megabytes_is_not_said_whole():
+    answer = asyncio.run(House("a").ask(json={"model": "x" * (1 << 20)}))
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (404, "model_not_found") and len(answer.content) < 4000
+    assert error["message"].startswith('There is no model "xx') and "Models here: qwen" in error["message"]
+
+
 def test_what_failed_is_said_to_have_failed_to_who_may_ask_for_it():
     async def main():
         house = House("a")
