@@ -96,6 +96,19 @@ def test_an_application_on_its_way_is_awaited_and_answers_once_serve_and_it_say_
     )
 
 
+def test_it_is_asked_while_it_starts_so_that_its_answer_is_there_when_serve_says_that_it_runs(desk):
+    desk.watched.deployed_at = 0.0
+    assert desk.watched.is_awaited
+    assert desk.look(1.0, applications={NAME: Application("DEPLOYING")}, processes={}) is None and not desk.asked
+    for now in (2.0, 3.0):
+        assert desk.look(now, processes={NAME: {PROCESS}}) is None
+    assert desk.asked == ["ready"]
+    assert desk.look(4.0, applications={NAME: Application("RUNNING")}) == Answers({})
+    assert desk.asked == ["ready"] and not desk.watched.is_awaited
+    desk.watched.leave(100.0)
+    assert desk.watched.is_awaited
+
+
 def test_what_its_start_took_is_told_with_what_it_cannot_see_itself(desk):
     desk.watched.begun_at, desk.watched.deployed_at = 2.0, 3.0
     desk.answers["ready"] = {"refused": {}, "took": {"imports": 4.0, "load": 2.5, "nonsense": 1, "first_token": "x"}}

@@ -150,6 +150,8 @@ class Watched:
             return None
         if application.says == "RUNNING":
             return self._readiness(mine, now)
+        if application.says == "DEPLOYING" and mine and self._asked is None:
+            self._asked, self._asked_at = self._ask("ready"), now  # so that its answer is there once Serve says it runs
         return Failed(application.message) if application.says in _BROKEN else None
 
     def leave(self, by: float) -> None:
