@@ -11,7 +11,7 @@ from dataclasses import replace
 from graphlib import CycleError, TopologicalSorter
 from typing import NamedTuple
 
-from llmsched.control import registry, trials, vault, webhooks
+from llmsched.control import registry, vault, webhooks
 from llmsched.control.authorization import KnownNames, Permissions, check_name, check_queue
 from llmsched.control.lookup import newest_run, spec_of
 from llmsched.control.refusals import error_of
@@ -54,7 +54,6 @@ async def draft(
         if compiled.parent:
             runs[name] = int(split_run(compiled.parent)[1] or 1)  # a run's children are of the same number
     drafts = []
-    in_file = {compiled.name: compiled for _, compiled in specs}
     for spec, compiled in specs:
         await breathe()
         name, run = compiled.name, runs[compiled.name]
@@ -64,7 +63,6 @@ async def draft(
         after = [_meant(state, name, runs, compiled.kind, permissions) for name in compiled.after]
         if sources := spec.sources():
             after += registry.read_by(state, sources, permissions.sees)
-        trials.check_best(state, compiled, sources, in_file, permissions.sees)
         workload = replace(
             compiled,
             id=run_id(name, run),

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from llmsched.control import calls, data_files, endpoint_names, prefills, reasons, trials
+from llmsched.control import calls, data_files, endpoint_names, outputs, prefills, reads, reasons, trials
 from llmsched.control.authorization import KnownNames, Permissions, Person
 from llmsched.control.dispatch import artifact_of, is_result
 from llmsched.control.drafts import (
@@ -67,6 +67,8 @@ async def plan(
             check_outside(workload, secrets, state.configuration.notify_hosts)
             calls.check(state, workload, file, permissions)
             prefills.check(state, workload, file)
+            reads.check(state, workload, file, permissions)
+            outputs.check(state, workload, file, permissions)
             check_change(state, each)
             trials.check(state, workload, names)
             checked(state, Submit(state.now, replace(workload, after=others)), names)

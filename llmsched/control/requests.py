@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from llmsched.control import adapters, calls, endpoint_names, prefills, trials, vault
+from llmsched.control import adapters, calls, endpoint_names, outputs, prefills, reads, trials, vault
 from llmsched.control.authorization import KnownNames, Permissions, Person, check_queue
 from llmsched.control.drafts import (
     Draft,
@@ -281,6 +281,8 @@ async def _submit(
         check_outside(each.workload, secrets, state.configuration.notify_hosts)
         calls.check(state, each.workload, file, permissions)
         prefills.check(state, each.workload, file)
+        reads.check(state, each.workload, file, permissions)
+        outputs.check(state, each.workload, file, permissions)
         check_change(state, each)
         trials.check(state, each.workload, names)
         checked(state, commands.Submit(at, replace(each.workload, after=others)), names)

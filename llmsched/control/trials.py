@@ -11,19 +11,18 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
-from llmsched.control.lookup import child_name, child_named, newest_run, spec_of
+from llmsched.control.lookup import child_name, child_named, spec_of
 from llmsched.control.refusals import checked
 from llmsched.core.commands import Submit
 from llmsched.core.records import WorkloadState
 from llmsched.core.render import Names, text
 from llmsched.core.resources import MILLI
 from llmsched.core.state import State
-from llmsched.core.workload import Workload, named_run
+from llmsched.core.workload import Workload
 from llmsched.errors import RequestError
 from llmsched.spec import parcel, trial_models
 from llmsched.spec.compile import compile_workload
 from llmsched.spec.load import load_json
-from llmsched.spec.quantities import parse_run_source
 from llmsched.spec.tune import GOES_ON_FROM, TuneSpec, readings, trial, values_of
 
 HOW = {
@@ -91,29 +90,6 @@ def totals(search: Workload) -> list[str]:
     if tune.metric is not None:
         lines.append(f"the result is of the one with the {tune.mode}imum {tune.metric}; {HOW[tune.scheduler]}")
     return lines
-
-
-def check_best(
-    state: State,
-    workload: Workload,
-    sources: list[str],
-    in_file: Mapping[str, Workload],
-    sees: Callable[[Workload], bool],
-) -> None:
-    """Raises RequestError for `run://NAME/best` of what is no search."""
-    for source in sources:
-        asked = parse_run_source(source)
-        if asked is None or not asked.best:
-            continue
-        record = newest_run(state, asked.name if asked.run is None else named_run(asked.name, asked.run))
-        there = record.workload if record is not None and sees(record.workload) else None
-        known = in_file.get(asked.name) or there
-        if known is not None and not is_search(known):
-            raise RequestError(
-                f"{workload.name} reads {source}, and {asked.name} is no search: it has no trials to choose from.",
-                code="no_trials",
-                hint=f"Its result is run://{asked.name}; train.evaluation.best makes that its best evaluation's.",
-            )
 
 
 def table(state: State, search: WorkloadState, numbers: Numbers, names: Names) -> trial_models.TrialTable:
