@@ -61,10 +61,13 @@ async def look(verdict: Verdict, workload: Workload, spec: Mapping[str, Any], *,
     model = place_of(base, None)
     if model is not None and not model_files.is_there(model):
         missing.insert(0, base)
+    if base.startswith("package:") and model is None and not any(base in each for each in verdict.warnings):
+        missing.insert(0, base)
     warnings = [f"{path} is not on the controller's machine; the workers need it on theirs" for path in missing]
     output = place_of((spec.get("batch") or {}).get("output") or "s3://", None) if begins else None
     looks = bool(here) or (model is not None and model_files.is_there(model / "config.json"))
-    looks = looks or (output is not None and model_files.is_there(output))
+    looks = looks or (output is not None and model_files.is_in_the_way(output))
+    looks = looks or bool(((spec.get("batch") or {}).get("args") or {}).get("response_format"))
     errors, notes = await _looked_at({**_part(spec, here), "begins": begins}) if looks else ([], [])
     verdict = replace(verdict, notes=tuple(notes))
     if errors and not workload.after:

@@ -76,6 +76,12 @@ def is_there(place: Path) -> bool:
         return place.exists() or any(letter in str(place) for letter in "*?[") and place.parent.exists()
 
 
+def is_in_the_way(place: Path) -> bool:
+    """Whether something lies where a folder is to be written, or a file where its path leads through, for that user."""
+    with _in_whose_place():
+        return place.exists() or any(each.is_file() for each in place.parents)
+
+
 def read(source: str) -> ModelFiles:
     """Raises UnknownModel."""
     try:

@@ -49,11 +49,11 @@ def _read(spec: Mapping[str, Any]) -> Iterator[tuple[str, str, str | None]]:
         yield "batch.input.path", batch["input"]["path"], None
         if batch.get("model"):
             yield "batch.model", batch["model"], batch["task"]
-    for before, train in (("train", spec.get("train")), ("tune.train", tune.get("train"))):
-        for name in ("base_model", "teacher") if train else ():
-            if train[name]:
+    for before, train in (("train", spec.get("train") or {}), ("tune.train", tune.get("train") or {})):
+        for name in ("base_model", "teacher"):
+            if train.get(name):
                 yield f"{before}.{name}", train[name], None
-        for place, each in enumerate((train or {}).get("datasets") or ()):
+        for place, each in enumerate(train.get("datasets") or ()):
             yield f"{before}.datasets.{place}.path", each["path"], None
 
 

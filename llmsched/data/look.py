@@ -13,7 +13,8 @@ import re
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
+from importlib.util import find_spec
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -100,13 +101,24 @@ def _module_of(task: str, objective: str | None) -> str:
 
 
 def place_of(source: str, folder: Path | None) -> Path | None:
-    """Where a source would lie on this machine; None: not on a disk, or nobody here knows from where to count."""
+    """Where a source would lie on this machine; None: not on a disk, or nobody here knows from where to count. Of a
+    package, which others may have where this machine has not: where it lies, if it is here."""
+    if source.startswith("package:"):
+        return _in_a_package(source)
     if source.startswith("file://"):
         source = unquote(urlsplit(source).path)
     if re.match(r"[a-z][a-z0-9+.-]*:", source):
         return None
     path = Path(source).expanduser()
     return path if path.is_absolute() else None if folder is None else folder / path
+
+
+def _in_a_package(source: str) -> Path | None:
+    name, _, inner = source.removeprefix("package:").strip("/").partition("/")
+    found = find_spec(name) if name.isidentifier() else None  # finds, does not import
+    roots = (found.submodule_search_locations if found else None) or ()
+    places = [Path(root, inner) for root in roots] if ".." not in PurePosixPath(inner).parts else []
+    return next((place for place in places if place.exists()), None)
 
 
 def is_of_a_hub(source: str) -> bool:
@@ -174,12 +186,30 @@ def lacking(source: str | None, task: str, folder: Path | None) -> list[str]:
     return found
 
 
+# Heads that say which task a model has learnt, and the tasks that are answered with them.
+_HEADS = {
+    "ForSequenceClassification": ("sequence-classification", "audio-classification"),
+    "ForTokenClassification": ("token-classification",),
+    "ForQuestionAnswering": ("question-answering", "visual-question-answering"),
+    "ForImageClassification": ("image-classification",),
+    "ForCTC": ("automatic-speech-recognition",),
+    "ForMaskedLM": ("masked-lm",),
+}
+
+
 def headless(source: str | None, task: str, folder: Path | None) -> list[str]:
-    """What to say of a model on this machine that is to answer, and is the body alone by what its config says."""
+    """What to say of a model on this machine that is to answer, and by what its config says is the body alone, or has
+    learnt something else. Vectors come of any body."""
     place = place_of(source, folder) if source else None
     learnt = _architectures(place)
+    if not learnt or task == "feature-extraction":
+        return []
+    heads = [next((head for head in _HEADS if name.endswith(head)), None) for name in learnt]
+    if all(head is not None and task not in _HEADS[head] for head in heads):
+        theirs = " or ".join(_HEADS[str(heads[0])])
+        return [f"{source} is a {learnt[0]}, which has learnt {theirs}, and not {task}: name another model or task"]
     bodies = [name for name in learnt if name.endswith("Model") and not name.endswith(("HeadModel", "HeadsModel"))]
-    if "classify" not in KINDS[task].answers or not learnt or len(bodies) < len(learnt):
+    if "classify" not in KINDS[task].answers or len(bodies) < len(learnt):
         return []
     return [f"{source} is a {learnt[0]}: a base, which has not learnt {task}; name what was fine-tuned from it"]
 

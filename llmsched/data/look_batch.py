@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from llmsched.data import files, look, look_contents, media, parts, questions, reading, tables
+from llmsched.data import files, look, look_contents, media, parts, questions, reading, schemas, tables
 from llmsched.data.messages import Unusable
 from llmsched.data.rows import BadRows, Counted, DataError, NothingThere
 
@@ -20,7 +20,9 @@ def look_at_batch(
     """{"errors", "notes"} of a `batch` section, as `look.look` has it. The first note says how much is read. `begins`:
     it is a new run, whose output is to be empty; one that goes on has written there itself."""
     said = _input(batch, folder, is_complete=is_complete)
-    return {"errors": [*said["errors"], *(_output(batch) if begins else ())], "notes": said["notes"]}
+    schema = schemas.flaw(batch.get("args") or {}) if batch.get("model") else ""
+    wrong = [*said["errors"], *([f"batch.args.response_format: {schema}"] if schema else [])]
+    return {"errors": [*wrong, *(_output(batch) if begins else ())], "notes": said["notes"]}
 
 
 def _input(batch: Mapping[str, Any], folder: Path | None, *, is_complete: bool) -> dict[str, list[str]]:
@@ -73,9 +75,14 @@ def _looked(batch: Mapping[str, Any], place: Path, folder: Path | None) -> list[
 def _output(batch: Mapping[str, Any]) -> list[str]:
     """Nothing where nobody here may look."""
     place = look.place_of(batch.get("output") or "s3://", None)
+    if place is None:
+        return []
     there: list[str] = []
     with suppress(OSError):
-        there = sorted(each.name for each in place.iterdir()) if place is not None else []
+        if file := next((each for each in (place, *place.parents) if each.is_file()), None):
+            what = "a file" if file == place else f"in {file}, which is a file"
+            return [f"batch.output {batch['output']} is {what}: name a folder"]
+        there = sorted(each.name for each in place.iterdir())
     return [wrong] if (wrong := in_the_way(str(batch.get("output")), there)) else []
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import wave
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from llmsched.client import sources
 from llmsched.control import data_files
 from llmsched.control.gpu_memory import Verdict
 from llmsched.data import media
-from llmsched.data.look import look
+from llmsched.data.look import headless, look
 from llmsched.data.look_batch import look_at_batch
 from llmsched.errors import SpecError
 from llmsched.spec.compile import compile_workload
@@ -143,6 +144,67 @@ def test_an_endpoints_or_a_batchs_model_that_lacks_a_part_is_refused_where_it_li
     assert "batch.model: bert has no tokenizer.json" in refused_in(tmp_path, asked)
 
 
+def test_a_model_of_a_package_is_looked_at_as_one_in_a_folder_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "kept_models" / "bert").mkdir(parents=True)
+    (tmp_path / "kept_models" / "bert" / "config.json").write_text('{"architectures": ["BertModel"]}')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    serve = {"model": {"source": "package:kept_models/bert"}, "task": "token-classification"}
+    said = refused_in(tmp_path, {"name": "e", "kind": "serve", "serve": serve})
+    assert "package:kept_models/bert is a BertModel: a base" in said and "has no tokenizer.json" in said
+
+
+@pytest.mark.parametrize(
+    ("head", "task", "is_refused"),
+    [
+        ("BertForSequenceClassification", "token-classification", True),
+        ("BertForSequenceClassification", "causal-lm", True),
+        ("BertForSequenceClassification", "feature-extraction", False),
+        ("BertForSequenceClassification", "sequence-classification", False),
+        ("Wav2Vec2ForSequenceClassification", "audio-classification", False),
+        ("ViltForQuestionAnswering", "visual-question-answering", False),
+        ("Gemma3ForConditionalGeneration", "causal-lm", False),
+    ],
+)
+def test_a_model_that_has_learnt_another_task_is_refused_before_it_is_loaded(
+    head: str, task: str, is_refused: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "config.json").write_text(json.dumps({"architectures": [head]}))
+    assert ("which has learnt" in " ".join(headless("m", task, tmp_path))) is is_refused
+
+
+@pytest.mark.parametrize(
+    ("schema", "words"),
+    [
+        ({"type": "objet"}, "batch.args.response_format: The schema cannot be used: Invalid type: objet"),
+        ({"type": "string", "pattern": "(?=a)b"}, "(?=a)b: look-around, including look-ahead and look-behind, is not"),
+        ({"type": "object", "properties": {"a": {"type": "string"}}}, ""),
+    ],
+)
+def test_a_schema_that_no_answer_can_keep_to_is_refused_before_a_batch_begins(
+    schema: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("llguidance")
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
+    for path in ("a.jsonl", str(tmp_path / "a.jsonl"), "s3://bucket/a.jsonl"):
+        given = batch(".", input={"path": path}, model="hf://a/b", args={"response_format": form})
+        loaded = load_json(given)
+        verdict = asyncio.run(data_files.look(Verdict(), compile_workload(loaded), loaded.dump(), begins=True))
+        assert (verdict.refusal is None) is (not words)
+        assert verdict.refusal is None or words in verdict.refusal.message
+
+
+def test_an_output_that_is_a_file_or_below_one_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
+    for output, words in (("a.jsonl", "is a file: name a folder"), ("a.jsonl/x", "which is a file: name a folder")):
+        loaded = load_json(batch(".", output=str(tmp_path / output)))
+        verdict = asyncio.run(data_files.look(Verdict(), compile_workload(loaded), loaded.dump(), begins=True))
+        assert verdict.refusal is not None and words in verdict.refusal.message
+
+
 def test_audio_of_a_rate_that_the_model_does_not_hear_is_said_before_anything_runs(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"audio": "hum.wav", "label": "hum"}\n')
     with wave.open(str(tmp_path / "hum.wav"), "wb") as file:
@@ -227,13 +289,15 @@ def test_the_controller_looks_at_what_its_machine_reaches_in_a_process_of_its_ow
     refusal = judged(tmp_path, datasets=[{"path": str(file)}]).refusal
     assert refusal is not None and refusal.code == "unusable_data" and "Python's way of writing one" in refusal.message
     elsewhere = judged(tmp_path, datasets=[{"path": "/nowhere/a.jsonl"}])
-    assert elsewhere.refusal is None and "/nowhere/a.jsonl is not on the controller's machine" in elsewhere.warnings[0]
+    assert elsewhere.refusal is None and "/nowhere/a.jsonl is not on the controller's machine" in elsewhere.warnings[-1]
     base = judged(tmp_path, base_model="/nowhere/base", datasets=[{"path": "/nowhere/a.jsonl"}])
     assert base.refusal is None and "/nowhere/base is not on the controller's machine" in base.warnings[0]
     named = judged(tmp_path, base_model="Qwen/Qwen3-0.6B", datasets=[{"path": str(file)}]).refusal
     assert named is not None and named.code == "no_such_source" and "hf://Qwen/Qwen3-0.6B" in named.hint
     file.write_text(json.dumps({"text": "x"}))
-    assert judged(tmp_path, datasets=[{"path": str(file)}]) == Verdict(notes=(f"{file}: text: 1 rows",))
+    whole = judged(tmp_path, datasets=[{"path": str(file)}])
+    assert whole.warnings == ("package:models/tiny is not on the controller's machine; the workers need it on theirs",)
+    assert replace(whole, warnings=()) == Verdict(notes=(f"{file}: text: 1 rows",))
 
 
 def test_a_command_says_what_is_wrong_in_a_workdir_before_it_travels(

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from llmsched.data import schemas
 from llmsched.data.parameters import RequestError
-
-_WRITTEN = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}  # as json.dumps does
 
 
 class Grammars:
@@ -28,7 +27,7 @@ class Grammars:
         """Takes a second the first time: not on an event loop. Raises RequestError for a schema that cannot be used."""
         matcher = _package().LLMatcher
         try:
-            grammar = matcher.grammar_from_json_schema(schema, overrides=_WRITTEN)
+            grammar = matcher.grammar_from_json_schema(schema, overrides=schemas.WRITTEN)
             wrong = matcher.validate_grammar(grammar, self._tokens())
         except ValueError as error:
             wrong = str(error)
@@ -61,9 +60,7 @@ class SchemaGrammar:
 
 
 def _unusable(why: str) -> RequestError:
-    """`why`: llguidance's words, of which the first line is the reason and the rest its state."""
-    reason = why.strip().partition("\n")[0]
-    return RequestError(f"The schema cannot be used: {reason}", param="response_format", code="invalid_schema")
+    return RequestError(schemas.unusable(why), param="response_format", code="invalid_schema")
 
 
 def _package() -> Any:
