@@ -10,21 +10,26 @@ from __future__ import annotations
 import ast
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 
 from llmsched.client.arguments import misfits
 
 _DEPLOYS = ("run", "run_many")
 _OWN = "workloads"  # where the ready-made apps are
+_LOOKED_AT = 1_000  # modules of a workdir, for a name that is near
 _BESIDE_US = Path(__file__).resolve().parents[2]
 
 
-def mistakes(entry: str, what: str, folder: Path | None, args: Mapping[str, object]) -> list[str]:
-    """What is wrong with "module:name" of a workdir (None: there is none), and with its arguments, in sentences;
-    nothing where one cannot know."""
+def mistakes(entry: str, what: str, folder: Path | None, args: Mapping[str, object] | None = None) -> list[str]:
+    """What is wrong with "module:name" of a workdir (None: there is none), and with its arguments where these are
+    given, in sentences; nothing where one cannot know."""
     module, _, name = entry.partition(":")
     found_at = _source(module, folder)
     if found_at is None:
+        file = module.removesuffix(".py")
+        if file != module and _source(file, folder) is not None:
+            return [f'{what} {entry}: a module is named without ".py": write {file}:{name}.']
         return []
     source, place = found_at
     if source is None:
@@ -40,7 +45,7 @@ def mistakes(entry: str, what: str, folder: Path | None, args: Mapping[str, obje
         near = difflib.get_close_matches(name, sorted(names), 1)
         hint = f' Did you mean "{near[0]}"?' if near else ""
         found.append(f'{what} {entry}: {place} has nothing called "{name}".{hint}')
-    if list(_names(tree.body)).count(name) == 1:
+    if args is not None and list(_names(tree.body)).count(name) == 1:
         wrong = misfits(tree.body, name, args, is_map=what == "batch.map")
         found += [f"{what} {entry}: {each}" for each in wrong]
     found += [
@@ -49,6 +54,22 @@ def mistakes(entry: str, what: str, folder: Path | None, args: Mapping[str, obje
         for line in _deploys(tree.body)
     ]
     return found
+
+
+def doubts(entry: str, what: str, folder: Path) -> list[str]:
+    """A note where the workdir has no such module: it may be installed on the nodes, or misspelt."""
+    module, _, name = entry.partition(":")
+    if _source(module, folder) is not None:
+        return []
+    there = [".".join(file.relative_to(folder).with_suffix("").parts) for file in _modules(folder)]
+    near = difflib.get_close_matches(module, there, 1)
+    hint = f' Did you mean "{near[0]}:{name}"?' if near else ""
+    return [f"{what} {entry}: the workdir has no module {module}; it has to be installed on the nodes.{hint}"]
+
+
+def _modules(folder: Path) -> Iterator[Path]:
+    for depth in ("*.py", "*/*.py"):
+        yield from islice(folder.glob(depth), _LOOKED_AT)
 
 
 def _source(module: str, folder: Path | None) -> tuple[Path | None, Path] | None:

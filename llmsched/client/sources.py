@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -10,8 +12,11 @@ from llmsched.client import entries, ignore, workdir
 from llmsched.errors import Problem, SpecError
 from llmsched.spec.batch import BatchSpec
 from llmsched.spec.serve import ServeSpec
+from llmsched.spec.task import TaskSection, TaskSpec
 from llmsched.spec.train import TrainSpec
 from llmsched.spec.tune import TuneSpec, readings
+
+_SCRIPTS = {"python": ".py", "bash": ".sh", "sh": ".sh", "torchrun": ".py"}  # what a program reads as its first word
 
 
 def check(spec: Any, folder: Path) -> list[str]:
@@ -20,10 +25,13 @@ def check(spec: Any, folder: Path) -> list[str]:
     as the first rows show it, and for an app or a function that the folder shows not to be there."""
     check_apps(spec, folder)
     notes: list[str] = []
+    doubts = [each for what, entry, _ in _entries(spec) for each in entries.doubts(entry, what, folder)]
     if isinstance(spec, TrainSpec):
         found, notes = _training(spec.train.dump(), folder)
     elif isinstance(spec, TuneSpec):
         found, notes = _search(spec, folder)
+        if spec.tune.task is not None and "task.run" not in spec.tune.space:
+            found += _command("tune.task.run", spec.tune.task, folder)
     elif isinstance(spec, ServeSpec) and spec.serve.model is not None:
         found = _served("serve.model.source", spec.serve.model.source, spec.serve.task, folder)
     elif isinstance(spec, BatchSpec):
@@ -34,10 +42,24 @@ def check(spec: Any, folder: Path) -> list[str]:
             said = look_at_batch(spec.batch.dump(), folder, is_complete=True)
             found, notes = found + said["errors"], said["notes"]
     else:
-        return []
+        found = _command("task.run", spec.task, folder) if isinstance(spec, TaskSpec) else []
     if found:
         raise SpecError.of([Problem(spec.name, each, code="unusable_data") for each in found])
-    return notes
+    return [*notes, *doubts]
+
+
+def _command(field: str, task: TaskSection, folder: Path) -> list[str]:
+    """A script that is to be read from the workdir and is not in it; what `setup` makes there nobody knows before."""
+    program, *words = task.run
+    script = next((each for each in words if not each.startswith("-")), "")
+    of_its_kind = _SCRIPTS.get(re.sub(r"[\d.]+$", "", PurePosixPath(program).name))
+    if task.setup or not of_its_kind or not script.endswith(of_its_kind) or words[0] != script:
+        return []
+    if Path(script).is_absolute() or (folder / script).exists():
+        return []
+    there = [str(each.relative_to(folder)) for depth in ("*", "*/*") for each in folder.glob(depth + of_its_kind)]
+    near = difflib.get_close_matches(script, there, 1)
+    return [f"{field}: there is no {script} in the workdir" + (f'. Did you mean "{near[0]}"?' if near else "")]
 
 
 def check_shipped(spec: Any, leaves_out: Callable[[str], str]) -> None:
@@ -57,13 +79,21 @@ def check_shipped(spec: Any, leaves_out: Callable[[str], str]) -> None:
 def check_apps(spec: Any, folder: Path | None) -> None:
     """Raises SpecError for an app or a function that the workdir (None: there is none) or our own package shows not to
     be there, or not to take its arguments."""
-    wrong = []
-    if isinstance(spec, ServeSpec) and spec.serve.app is not None:
-        wrong = entries.mistakes(spec.serve.app, "serve.app", folder, spec.serve.args)
-    if isinstance(spec, BatchSpec) and spec.batch.map is not None:
-        wrong = entries.mistakes(spec.batch.map, "batch.map", folder, spec.batch.args)
+    wrong = [each for what, entry, args in _entries(spec) for each in entries.mistakes(entry, what, folder, args)]
     if wrong:
         raise SpecError.of([Problem(spec.name, each, code="unusable_app") for each in wrong])
+
+
+def _entries(spec: Any) -> list[tuple[str, str, dict[str, Any] | None]]:
+    """Code of its own that a spec names: (field, "module:name", its keyword arguments, where these are known)."""
+    if isinstance(spec, ServeSpec) and spec.serve.app is not None:
+        return [("serve.app", spec.serve.app, spec.serve.args)]
+    if isinstance(spec, BatchSpec) and spec.batch.map is not None:
+        return [("batch.map", spec.batch.map, spec.batch.args)]
+    train = spec.train if isinstance(spec, TrainSpec) else spec.tune.train if isinstance(spec, TuneSpec) else None
+    if train is not None and train.loop is not None:
+        return [("train.loop" if isinstance(spec, TrainSpec) else "tune.train.loop", train.loop, None)]
+    return []
 
 
 def _served(field: str, source: str, task: str, folder: Path) -> list[str]:

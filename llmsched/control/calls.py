@@ -14,6 +14,7 @@ from typing import Any
 
 from llmsched.control import prefills
 from llmsched.control.authorization import Permissions, Person
+from llmsched.control.endpoint_names import model_id
 from llmsched.control.lookup import spec_of
 from llmsched.control.vault import Secrets
 from llmsched.core.decisions import Decision, Launch
@@ -50,7 +51,7 @@ def check(state: State, workload: Workload, file: Sequence[Workload], permission
     known = _endpoints(state, file, permissions)
     for name in wanted:
         if name not in known:
-            near = get_close_matches(name, known, 1)
+            near = [one.name for one in known.values() if model_id(one) == name] or get_close_matches(name, known, 1)
             raise RequestError(
                 f'there is no endpoint "{name}" that {workload.name} could call.',
                 code="unknown_endpoint",

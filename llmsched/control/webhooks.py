@@ -11,8 +11,10 @@ import asyncio
 import hashlib
 import hmac
 import ipaddress
+import re
 import socket
 import ssl
+import unicodedata
 from collections.abc import Collection, Mapping
 from urllib.parse import urlsplit
 
@@ -32,8 +34,9 @@ class Undelivered(Exception):
 
 
 def host_of(url: str) -> str:
-    """As it is compared and shown: the rest of an address may be a secret."""
-    return (urlsplit(url).hostname or "").rstrip(".")
+    """As it is compared and shown: the rest of an address may be a secret. Digits and dots of other scripts are those
+    that a resolver takes them for."""
+    return unicodedata.normalize("NFKC", urlsplit(url).hostname or "").replace("\u3002", ".").rstrip(".")
 
 
 def check(url: str, allowed: Collection[str]) -> None:
@@ -51,6 +54,8 @@ def check(url: str, allowed: Collection[str]) -> None:
         raise _refused("has a user in it; a secret address goes in a secret: url_from")
     if host in allowed:
         return
+    if not _HOST.fullmatch(host) and ":" not in host:
+        raise _refused(f"has no name of a host, {host}")
     if (
         host == "localhost"
         or host.endswith((".localhost", ".local", ".internal"))
@@ -61,6 +66,8 @@ def check(url: str, allowed: Collection[str]) -> None:
     try:
         literal = _literal(host)
     except OSError:
+        if host.rpartition(".")[2].isdigit():
+            raise _refused(f"has no name of a host, {host}: numbers alone are an address, and this is none") from None
         return
     if not is_public(literal):
         raise _refused(f"leads to a private address, {host}", _ASK)
@@ -74,6 +81,8 @@ def _literal(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
         return ipaddress.IPv4Address(socket.inet_aton(host))
 
 
+# Letters of any script, as a browser takes them.
+_HOST = re.compile(r"(?!-)[\w-]{1,63}(?:\.[\w-]{1,63})*")
 _ASK = "Have an operator list the host under limits.notify_hosts of the cluster file."
 
 
@@ -86,7 +95,7 @@ def is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
     """Whether it is one of the whole internet. An address of version 6 that stands for one of version 4 is as that."""
     if isinstance(address, ipaddress.IPv6Address):
         inner = address.ipv4_mapped or address.sixtofour
-        if inner is None and address in _NAT64:
+        if inner is None and any(address in net for net in _WITH_ONE_OF_VERSION_4):
             inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
         if inner is not None:
             return is_public(inner)
@@ -95,7 +104,8 @@ def is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
     return address.is_global and not address.is_multicast
 
 
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+# NAT64, and the two older ways of writing one of version 4, which some systems still lead there.
+_WITH_ONE_OF_VERSION_4 = [ipaddress.IPv6Network(each) for each in ("64:ff9b::/96", "::/96", "::ffff:0:0:0/96")]
 
 
 def signed(body: bytes, key: str, at: float) -> dict[str, str]:

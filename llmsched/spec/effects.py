@@ -5,9 +5,11 @@ What is accepted has effect. Each function raises WrongAt, whose path begins at 
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Sequence
 from difflib import get_close_matches
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llmsched.data.tasks import LESS_IS_BETTER, metrics_of
 from llmsched.spec.section import WrongAt
@@ -80,6 +82,19 @@ def check_training(spec: TrainSpec) -> None:
         )  # fmt: skip
 
 
+def check_budget(spec: WorkloadSpec) -> None:
+    """Hours of GPUs: of what takes none, and asks for no work that may, there are none."""
+    tune: TuneSection | None = getattr(spec, "tune", None)
+    varies = tune is not None and any(path.partition(".")[0] == "resources" for path in tune.space)
+    may_take = varies or any(getattr(spec, name, None) for name in ("asks", "groups"))
+    if spec.budget is None or spec.resources.accelerators or may_take:
+        return
+    raise WrongAt(
+        "counts hours of GPUs, and resources.accelerators names none; leave it out, or bound its time by max_runtime",
+        "budget",
+    )
+
+
 def check_publish(spec: TrainSpec) -> None:
     """Of our own loop, whose result has the numbers of its evaluation and no others."""
     when, train = spec.publish.when if spec.publish else None, spec.train
@@ -150,6 +165,24 @@ def check_encoding(path: str, encoding: str | None) -> None:
         raise WrongAt("is of texts; a table such as this says itself what its texts are; leave it out", "encoding")
 
 
+def check_grid(path: str, grid: Sequence[Any]) -> None:
+    """Of each value there is one point. A variable is a text: 1 and "1" are one value of it."""
+    seen: list[str] = []
+    for place, value in enumerate(grid):
+        text = value if path.startswith("envs.") and isinstance(value, str) else json.dumps(value, sort_keys=True)
+        if text in seen:
+            message = f'{json.dumps(value)[:60]} stands there twice; "samples" says how often each is tried'
+            raise WrongAt(message, "space", path, "grid", place)
+        seen.append(text)
+
+
+def check_paths(paths: Sequence[str]) -> None:
+    """Of a space: none may set what another one sets as a whole."""
+    for path in paths:
+        if inside := next((each for each in paths if each.startswith(f"{path}.")), None):
+            raise WrongAt(f'is part of "{path}", which is varied as a whole; take one of the two out', "space", inside)
+
+
 def check_search(tune: TuneSection) -> None:
     """Of how its trials are compared."""
     args, ends = tune.scheduler_args, tune.max_t
@@ -162,6 +195,16 @@ def check_search(tune: TuneSection) -> None:
         if ends is not None and first is not None and first >= ends:
             message = f"not less than a trial has, which ends at {ends}: none would ever be compared"
             raise WrongAt(message, "scheduler_args", name)
+    if tune.total == 1:
+        for name in ("scheduler", "searcher"):
+            if getattr(tune, name) != type(tune).model_fields[name].default:
+                message = f'"{getattr(tune, name)}" compares trials, and this is one: "samples" says how many there are'
+                raise WrongAt(message, name)
+    if tune.scheduler == "pbt" and tune.at_once == 1:
+        raise WrongAt('"pbt" compares trials that run at once, and this is one after the other; write more',
+                      "concurrent")  # fmt: skip
+    if tune.scheduler == "asha" and ends == 1 and args.grace_period is None:
+        raise WrongAt("is one step: no trial would ever be compared on its way; write more", "scheduler_args", "max_t")
 
 
 def check_mode(tune: TuneSection) -> None:

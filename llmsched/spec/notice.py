@@ -30,6 +30,8 @@ class NoticeSpec(Section):
     def _has_one_address(self) -> NoticeSpec:
         if (self.url is None) == (self.url_from is None):
             raise WrongAt("wants one address: url, or url_from with the name of a secret that holds it", "url")
+        if again := next((place for place, each in enumerate(self.on) if each in self.on[:place]), None):
+            raise WrongAt(f'"{self.on[again]}" stands there twice', "on", again)
         if not self.on and self.when is None:
             raise WrongAt("is empty, and there is no `when`: nothing would ever be told", "on")
         if self.after != _AFTER_S and "waiting" not in self.on:

@@ -6,6 +6,7 @@ Parsers raise ValueError with a sentence that says what was expected; `problems`
 
 from __future__ import annotations
 
+import math
 import re
 from datetime import UTC, datetime
 from typing import Annotated, Any, NamedTuple
@@ -322,7 +323,15 @@ ModelId = Annotated[str, Field(pattern=MODEL_ID_PATTERN)]
 EnvName = Annotated[str, Field(pattern=ENV_PATTERN)]
 Label = Annotated[str, Field(pattern=LABEL_PATTERN)]
 EntryPoint = Annotated[str, Field(pattern=ENTRY_POINT_PATTERN, max_length=256)]
-Condition = Annotated[str, Field(pattern=CONDITION_PATTERN, max_length=128)]
+
+
+def _is_finite(condition: str) -> str:
+    if not math.isfinite(float(re.split("[<>=!]+", condition)[1])):
+        raise ValueError("compares with a number that is too large")
+    return condition
+
+
+Condition = Annotated[str, Field(pattern=CONDITION_PATTERN, max_length=128), AfterValidator(_is_finite)]
 HttpsUrl = Annotated[str, Field(pattern=URL_PATTERN, max_length=2048)]
 FlavorName = Annotated[str, Field(pattern=FLAVOR_PATTERN)]
 Text = Annotated[str, Field(min_length=1, max_length=4096)]

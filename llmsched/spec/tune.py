@@ -10,7 +10,7 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
-from math import prod
+from math import isfinite, prod
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, Field, JsonValue, ValidationError, model_validator
@@ -58,6 +58,8 @@ class Domain(Section):
             raise ValueError("expected the lower bound first")
         if self.loguniform and self.loguniform[0] <= 0:
             raise ValueError("loguniform needs bounds above 0")
+        if self.uniform and not isfinite(self.uniform[1] - self.uniform[0]):
+            raise ValueError("the bounds are too far apart for a number between them")
         return self
 
     def extremes(self) -> list[Any]:
@@ -118,6 +120,9 @@ class TuneSection(Section):
             for key, plain in (("searcher", "random"), ("scheduler", "fifo")):
                 if getattr(self, key) != plain:
                     raise WrongAt(f'"{getattr(self, key)}" compares trials: by which "metric"?', key)
+        for path, domain in self.space.items():
+            effects.check_grid(path, domain.grid or [])
+        effects.check_paths([*self.space])
         if self.searcher == "optuna" and (grid := next((path for path, one in self.space.items() if one.grid), None)):
             raise WrongAt('"optuna" chooses itself what to try: use "choice"', "space", grid, "grid")
         return self._is_scheduled()

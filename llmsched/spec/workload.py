@@ -6,6 +6,7 @@ scheduler's question.
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
@@ -14,7 +15,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from llmsched.core.workload import split_run
-from llmsched.spec import own_variables
+from llmsched.spec import effects, own_variables
 from llmsched.spec.notice import Notice, NoticeSpec
 from llmsched.spec.quantities import (
     Accelerators,
@@ -223,6 +224,11 @@ def _check_argv(argv: list[str]) -> list[str]:
         raise ValueError("has a NUL character in it")
     if argv and not argv[0]:
         raise ValueError("names no program: its first word is empty")
+    if len(argv) == 1 and len(argv[0].split()) > 1:
+        words = json.dumps(argv[0].split())
+        raise ValueError(
+            f"is one word with spaces in it; write {words}, or for a shell {json.dumps(['bash', '-c', *argv])}"
+        )
     if any(KEY_VALUE.search(word) for word in argv):
         raise ValueError(f"has a word that looks like a key; {KEY_HINT}")
     return argv
@@ -294,6 +300,11 @@ class WorkloadSpec(Section):
             raise WrongAt(
                 "is a file of the workdir, and there is none; write workdir: .", "environment", "pip", wheels[0]
             )
+        return self
+
+    @model_validator(mode="after")
+    def _has_what_its_budget_counts(self) -> WorkloadSpec:
+        effects.check_budget(self)
         return self
 
     @model_validator(mode="after")

@@ -180,3 +180,53 @@ def test_arguments_that_an_app_cannot_take_are_said_and_nothing_where_one_cannot
     with pytest.raises(SpecError) as refused:
         sources.check_apps(spec, tmp_path)
     assert said in str(refused.value)
+
+
+def spec_of(what, entry, run='["true"]'):
+    """A spec that names code of its own in this field."""
+    return {
+        "serve.app": f'kind: serve\nserve: {{app: "{entry}"}}\n',
+        "batch.map": f'kind: batch\nbatch: {{input: {{path: /a}}, map: "{entry}"}}\n',
+        "train.loop": f'kind: train\ntrain: {{loop: "{entry}"}}\n',
+        "tune.train.loop": f'kind: tune\ntune: {{train: {{loop: "{entry}"}}, space: {{lr: {{grid: [1]}}}}}}\n',
+        "task.run": f"kind: task\ntask: {{run: {run}}}\n",
+        "tune.task.run": f"kind: tune\ntune: {{task: {{run: {run}}}, space: {{envs.A: {{grid: [1]}}}}}}\n",
+    }[what]
+
+
+@pytest.mark.parametrize("what", ["serve.app", "batch.map", "train.loop", "tune.train.loop"])
+def test_code_is_named_by_its_module_whatever_it_is_for(tmp_path, what):
+    (tmp_path / "mine.py").write_text("def f(given): ...\n")
+
+    def said(entry):
+        (spec,) = load(f"name: n\nworkdir: .\n{spec_of(what, entry)}")
+        return sources.check(spec, tmp_path)
+
+    assert said("mine:f") == []
+    with pytest.raises(SpecError, match=rf'{what} mine.py:f: a module is named without ".py": write mine:f'):
+        said("mine.py:f")
+    with pytest.raises(SpecError, match=rf'{what} mine:ff: mine.py has nothing called "ff". Did you mean "f"'):
+        said("mine:ff")
+    elsewhere = f"{what} mnie:f: the workdir has no module mnie; it has to be installed on the nodes."
+    assert said("mnie:f") == [f'{elsewhere} Did you mean "mine:f"?']
+
+
+@pytest.mark.parametrize("what", ["task.run", "tune.task.run"])
+def test_a_script_that_is_not_in_the_workdir_is_said_before_it_travels(tmp_path, what):
+    (tmp_path / "fit.py").touch()
+
+    def said(run):
+        (spec,) = load(f"name: n\nworkdir: .\n{spec_of(what, '', run)}")
+        return sources.check(spec, tmp_path)
+
+    for run in ('["python", "fit.py"]', '["python3.11", "-m", "fitt"]', '["python", "/there/x.py"]', '["./any"]'):
+        assert said(run) == []
+    with pytest.raises(SpecError, match=rf'{what}: there is no fitt.py in the workdir. Did you mean "fit.py"'):
+        said('["python3.11", "fitt.py"]')
+
+
+def test_what_a_setup_makes_is_looked_for_by_nobody(tmp_path):
+    (spec,) = load(
+        'name: n\nkind: task\nworkdir: .\ntask: {run: [bash, made.sh], setup: [bash, -c, "touch made.sh"]}\n'
+    )
+    assert sources.check(spec, tmp_path) == []

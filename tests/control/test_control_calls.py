@@ -117,3 +117,16 @@ def test_endpoints_that_call_in_a_circle_are_refused_with_the_circle():
                 await controller.submit([app("c", "a")], user=ANN)
 
     asyncio.run(story())
+
+
+def test_an_endpoint_that_is_called_by_the_id_of_its_model_is_told_by_its_name():
+    async def story():
+        async with controlling(fake_cluster()) as controller:
+            named = load_json(
+                {"name": "m", "kind": "serve", "serve": {"model": {"id": "qwen", "source": "package:models/tiny"}}}
+            )
+            with pytest.raises(RequestError, match='no endpoint "qwen"') as refused:
+                await controller.submit([named, task("asks", calls=["qwen"])], user=ANN)
+            assert refused.value.hint == 'Did you mean "m"?'
+
+    asyncio.run(story())

@@ -29,7 +29,9 @@ HERE = ("localhost",)  # what an operator allows
         "https://127.0.0.1/x", "https://10.1.2.3/x", "https://192.168.0.1/x", "https://169.254.169.254/latest/meta-data",
         "https://[::1]/x", "https://[fe80::1]/x", "https://[fd00:ec2::254]/x", "https://[::ffff:10.0.0.1]/x",
         "https://[64:ff9b::a00:1]/x", "https://[2002:a00:1::]/x", "https://0.0.0.0/x", "https://224.0.0.1/x",
-        "https://127.1/x", "https://0x7f.1/x", "https://0177.0.0.1/x",
+        "https://127.1/x", "https://0x7f.1/x", "https://0177.0.0.1/x", "https://2130706433/x", "https://0x7f000001/x",
+        "https://[::127.0.0.1]/x", "https://[::ffff:0:127.0.0.1]/x", "https://１２７.0.0.1/x", "https://127。0。0。1/x",
+        "https://ⓛocalhost/x",
         "https://localhost/x", "https://localhost./x", "https://hooks/x", "https://head.internal/x", "https://me.local/x",
     ],
 )  # fmt: skip
@@ -40,8 +42,12 @@ def test_what_leads_into_the_operators_network_is_refused_before_anything_is_sen
 
 
 @pytest.mark.parametrize(
-    "url", ["http://hooks.example/x", "https:///x", "https://hooks.example:0/x", "https://a.b:99999/"]
-)
+    "url",
+    [
+        "http://hooks.example/x", "https:///x", "https://hooks.example:0/x", "https://a.b:99999/", "https://300.1.1.1/",
+        "https://localhost%00.example.com/x", "https://hooks..example/x", "https://-x.example/",
+    ],
+)  # fmt: skip
 def test_what_is_no_https_address_is_refused(url):
     with pytest.raises(RequestError, match="address of notify"):
         webhooks.check(url, ())
@@ -55,6 +61,7 @@ def test_a_password_in_an_address_is_sent_to_a_secret():
 def test_public_addresses_and_those_that_an_operator_allows_pass():
     webhooks.check("https://hooks.example/services/T0/B0", ())
     webhooks.check("https://[2606:4700::1111]/x", ())
+    webhooks.check("https://bücher.example/x", ())
     webhooks.check("https://chat.internal/x", ("chat.internal",))
 
 

@@ -31,7 +31,8 @@ def args(words: str) -> str:
 
 def search(more: str, training: str = "max_steps: 100") -> str:
     section = f"base_model: m, {DATA}, evaluation: {{on: test, every: 10}}, training_args: {{{training}}}"
-    return f"name: a\nkind: tune\ntune:\n  train: {{{section}}}\n  space: {{learning_rate: {{choice: [0.1]}}}}\n{more}"
+    space = "space: {learning_rate: {choice: [0.1]}}\n  samples: 4"
+    return f"name: a\nkind: tune\ntune:\n  train: {{{section}}}\n  {space}\n{more}"
 
 
 REFUSED = [
@@ -68,6 +69,10 @@ REFUSED = [
      "serve.engine_kwargs.prefix_cache_mib", "keeps nothing"),
     (SERVE + "replicas: 2\nautoscaling: {upscale_delay_s: 1}\nserve: {model: {source: m}}\n",
      "autoscaling.upscale_delay_s", "Write a range, such as 1..4"),
+    ("name: a\nkind: task\nbudget: {gpu_hours: 1}\ntask: {run: ['true']}\n", "budget",
+     "resources.accelerators names none"),
+    ("name: a\nkind: task\ntask: {run: [python train.py]}\n", "task.run",
+     'write ["python", "train.py"], or for a shell'),
     (search("  metric: eval.loss\n  mode: max\n"), "tune.mode", "is better the lower it is: write mode: min"),
     (search("  metric: eval.loss\n  scheduler: asha\n  scheduler_args: {max_t: 50}\n"), "tune.scheduler_args.max_t",
      "a trial ends at its max_steps, 100"),
@@ -94,6 +99,7 @@ ACCEPTED = [
     train("  evaluation: {on: test}\n", "max_runtime: 5m\n"),  # the usual 10m is nobody's wish
     train("  evaluation: {on: test}\n", "publish: {to: b, as: model, when: eval.perplexity_before > 1}\n"),
     APP + "calls: [words]\n",
+    "name: a\nkind: task\nbudget: {gpu_hours: 1}\nasks: true\ntask: {run: ['true']}\n",  # of what it asks for
     "name: a\nkind: batch\nbatch: {input: {path: a}, map: 'a:b'}\ncalls: [b]\n",
     search("  metric: eval.loss\n  scheduler: asha\n  scheduler_args: {max_t: 100, grace_period: 10}\n"),
 ]

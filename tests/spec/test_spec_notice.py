@@ -25,6 +25,8 @@ def test_an_address_alone_is_told_of_ends_and_a_section_says_more():
         ("{url: 'https://a.example', on: []}", "nothing would ever be told"),
         ("{url: 'https://a.example', on: [ended]}", 'got "ended"'),
         ("{url: 'https://a.example', on: [failed], after: 20m}", 'counts for "waiting" alone'),
+        ("{url: 'https://a.example', on: [failed, failed]}", '"failed" stands there twice'),
+        ("{url: 'https://a.example', when: 'a < 1e999'}", "a number that is too large"),
         ("{url: 'https://a.example', wen: 'a < 1'}", 'Did you mean "when"?'),
     ],
 )

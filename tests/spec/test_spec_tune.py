@@ -72,6 +72,32 @@ REFUSED = [
         ["space: {global_batch_size: {grid: [8, 16]}, micro_batch_size: {grid: [2, 16]}}"],
         "'16' beside '8' of train.global_batch_size does not fit",
     ),
+    (TASK, ["space: {envs.A: {grid: [1, 2, 1]}}"], '1 stands there twice; "samples" says how often'),
+    (TASK, ["space: {envs.A: {grid: [1, '1']}}"], '"1" stands there twice'),
+    (TASK, ["space: {envs.A: {grid: [1]}, envs: {grid: [{A: '2'}]}}"], 'is part of "envs", which is varied as a whole'),
+    (TASK, ["space: {envs.A: {uniform: [-1.0e+308, 1.0e+308]}}"], "too far apart"),
+    (LOOP, ["space: {a: {uniform: [0.0, 1.0]}}", "metric: a", "searcher: optuna"], "compares trials, and this is one"),
+    (
+        LOOP,
+        ["space: {a: {uniform: [0.0, 1.0]}}", "metric: a", "scheduler: asha", "scheduler_args: {max_t: 9}"],
+        '"asha" compares trials, and this is one: "samples" says how many',
+    ),
+    (
+        LOOP,
+        ["space: {a: {grid: [1, 2]}}", "metric: a", "scheduler: asha", "scheduler_args: {max_t: 1}"],
+        "no trial would ever be compared on its way",
+    ),
+    (
+        LOOP,
+        [
+            "space: {a: {grid: [1, 2]}}",
+            "metric: a",
+            "scheduler: pbt",
+            "concurrent: 1",
+            "scheduler_args: {perturbation_interval: 2}",
+        ],
+        "compares trials that run at once",
+    ),
     (TRAIN, ["space: {train.datasets.0.weight: {grid: [1, 2]}}"], 'vary the whole of it, "train.datasets"'),
 ]
 
@@ -104,7 +130,7 @@ def test_what_can_come_to_nothing_is_refused_with_what_was_meant(section: str, l
 
 def test_an_evaluation_at_the_end_alone_is_nothing_to_stop_trials_by() -> None:
     late = TRAIN.replace(", every: 10", "")
-    lines = "space: {seed: {grid: [1]}}", "metric: eval.loss", "scheduler: asha"
+    lines = "space: {seed: {grid: [1, 2]}}", "metric: eval.loss", "scheduler: asha"
     assert "write train.evaluation.every" in refusal(spec(late, *lines))
 
 
