@@ -11,6 +11,7 @@ from dataclasses import replace
 from graphlib import CycleError, TopologicalSorter
 from typing import NamedTuple
 
+from llmsched import crossings
 from llmsched.control import registry, vault, webhooks
 from llmsched.control.authorization import KnownNames, Permissions, check_name, check_queue
 from llmsched.control.lookup import newest_run, spec_of
@@ -151,7 +152,22 @@ def differences(draft: Draft) -> list[str]:
         before = [old for old in known.workload.after if split_run(old)[0] == split_run(name)[0]]
         if before and before[0] != name:
             lines.append(f"reads: {before[0]} -> {name}")
-    return lines
+    return [*lines, *_compared_later(draft)]
+
+
+def _compared_later(draft: Draft) -> list[str]:
+    """What runs was started with the comparisons of before, and counts how often those begin to be met. Another one is
+    met by what arrives here alone, until it is started anew."""
+    workload, known = draft
+    if known is None or not is_in_place(draft) or all(known.known[gang].attempt == 0 for gang in known.gangs):
+        return []
+    old = crossings.comparisons_of(parcel.read(known.workload.parcel).data)
+    added = [each for each in dict.fromkeys(crossings.comparisons_of(spec_of(workload))) if each not in old]
+    what = "its replicas are" if workload.kind == "serve" else "it is"
+    return [
+        f'notify: "{each}" holds from now on, of the newest value a second; of every value once {what} started anew'
+        for each in added
+    ]
 
 
 # What an attempt computes. A checkpoint of one is no beginning for another.

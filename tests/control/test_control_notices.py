@@ -355,6 +355,29 @@ def test_a_change_of_notify_alone_leaves_what_runs_alone_and_counts_at_once():
     asyncio.run(story())
 
 
+def test_a_comparison_that_comes_while_it_runs_says_from_when_it_counts_every_value():
+    """Before, the message said nothing of values between two that arrive."""
+
+    async def story():
+        told = (
+            'notify: "loss > 4" holds from now on, of the newest value a second; of every value once it is started anew'
+        )
+        wants = [{"url": HOOK, "on": [], "when": "loss > 4"}]
+        async with controlling(fake_cluster()) as controller:
+            await controller.submit([task("one")], user=ANN)
+            await until(lambda: phase(controller, "one") == "running")
+            (planned,) = await controller.plan([task("one", notify=wants)], ANN)
+            (applied,) = await controller.submit([task("one", notify=wants)], user=ANN)
+            assert told in planned.diff and told in applied.diff and planned.in_place
+            (again,) = await controller.plan([task("one", notify=wants)], ANN)
+            assert again.diff == []
+            await controller.submit([task("waits", gpus=2, workers=2)], user=ANN)
+            (waiting,) = await controller.plan([task("waits", gpus=2, workers=2, notify=wants)], ANN)
+            assert not [line for line in waiting.diff if "started anew" in line], "it has not begun"
+
+    asyncio.run(story())
+
+
 def test_one_users_messages_that_hang_keep_nobody_elses_back():
     async def story():
         never, told = asyncio.Event(), []
