@@ -16,6 +16,7 @@ from llmsched.spec.train import Encoding, Role, Task
 from llmsched.spec.workload import FiniteSpec
 
 MIN_FOLLOW_S = 1.0
+_REPORTED = {False: ("total_steps",), True: ("lag_s", "backlog")}  # besides what every batch does
 
 
 class BatchInput(Section):
@@ -129,6 +130,7 @@ class BatchSpec(FiniteSpec):
     def _asks(self) -> BatchSpec:
         if self.batch.model is not None:
             effects.check_asking(self, "a model", "batch.map")
+            effects.check_told(self, ("step", "rows_per_s", "bad_rows", *_REPORTED[self.batch.follow is not None]))
         return self
 
     @model_validator(mode="after")

@@ -16,7 +16,7 @@ from llmsched.spec.section import WrongAt
 
 if TYPE_CHECKING:
     from llmsched.spec.serve import ServeSection, ServeSpec
-    from llmsched.spec.train import Evaluation, TrainingArgs, TrainSpec
+    from llmsched.spec.train import Evaluation, TrainingArgs, TrainSection, TrainSpec
     from llmsched.spec.tune import TuneSection
     from llmsched.spec.workload import WorkloadSpec
 
@@ -100,19 +100,51 @@ def check_publish(spec: TrainSpec) -> None:
     when, train = spec.publish.when if spec.publish else None, spec.train
     if when is None:
         return
-    name = re.split(r"[ <>=!]", when, maxsplit=1)[0]
+    name = _number_in(when)
     if train.evaluation is None:
         message = f'nothing would be published: "{name}" is of no evaluation. Write train.evaluation, or leave this out'
         raise WrongAt(message, "publish", "when")
+    known = _measured(train) + (["sparsity"] if train.prune else [])
+    if name not in known:
+        raise WrongAt(
+            f'nothing would be published: the result has no "{name}"; {_meant(name, known)}', "publish", "when"
+        )
+
+
+def check_told(spec: WorkloadSpec, known: Sequence[str], more: Sequence[str] = ()) -> None:
+    """`notify.when` of work that is no user's code: its numbers are `known`, and some that end with one of `more`."""
+    for place, each in enumerate(spec.notify):
+        name = _number_in(each.when) if each.when else ""
+        if not name or name in known or name.endswith((*more,)):
+            continue
+        hint = _meant(name, known) if known else "it reports none. Leave it out: it is for code of your own"
+        if name.startswith("eval.") and "learning_rate" in known and "eval.loss" not in known:
+            hint = "there is no evaluation. Write train.evaluation"
+        raise WrongAt(
+            f'nothing would ever be told: "{name}" is no number that it reports; {hint}', "notify", place, "when"
+        )
+
+
+def reported(train: TrainSection) -> list[str]:
+    """The numbers of our own loop, as it reports them on its way."""
+    return ["loss", "learning_rate", "epoch", "step", *(_measured(train) if train.evaluation else ())]
+
+
+def _measured(train: TrainSection) -> list[str]:
+    assert train.evaluation is not None
     asked = {*train.evaluation.metrics, train.evaluation.best}
     measured = [each for n, each in enumerate(metrics_of(train.task, train.objective)) if n < 2 or each in asked]
     known = [f"eval.{each}" for each in measured]
-    known += [f"{each}_before" for each in known] if train.evaluation.before else []
-    known += ["sparsity"] if train.prune else []
-    if name not in known:
-        near = get_close_matches(name, known, 1)
-        hint = f'did you mean "{near[0]}"?' if near else f"its numbers are {', '.join(known)}"
-        raise WrongAt(f'nothing would be published: the result has no "{name}"; {hint}', "publish", "when")
+    return known + ([f"{each}_before" for each in known] if train.evaluation.before else [])
+
+
+def _number_in(condition: str) -> str:
+    return re.split(r"[ <>=!]", condition, maxsplit=1)[0]
+
+
+def _meant(name: str, known: Sequence[str]) -> str:
+    near = get_close_matches(name, known, 1)
+    return f'did you mean "{near[0]}"?' if near else f"its numbers are {', '.join(known)}"
 
 
 def check_asking(spec: WorkloadSpec, what: str, own: str) -> None:
@@ -143,6 +175,7 @@ def check_serving(serve: ServeSection) -> None:
 def check_endpoint(spec: ServeSpec) -> None:
     if spec.serve.model is not None:
         check_asking(spec, "a model", "serve.app")
+        check_told(spec, ())
     elif not spec.calls:
         for name in ASKED.get(spec.serve.app or "", ()):
             if isinstance(endpoint := spec.serve.args.get(name), str) and endpoint:

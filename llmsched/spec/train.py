@@ -427,6 +427,10 @@ class TrainSection(Section):
         return {name for name in type(self).model_fields if getattr(self, name) != getattr(plain, name)}
 
 
+# What our loop reports besides, of some trainings: how fast it is, and what slows it.
+_BESIDE = ("_per_s", "data_wait", "rank_step_s", "slowest_rank", "total_steps", "sparsity")
+
+
 class TrainSpec(FiniteSpec):
     kind: Literal["train"]
     train: TrainSection
@@ -441,6 +445,7 @@ class TrainSpec(FiniteSpec):
             effects.check_asking(self, "our own loop", "train.loop")
             effects.check_training(self)
             effects.check_publish(self)
+            effects.check_told(self, effects.reported(self.train), _BESIDE)
         if self.publish and self.publish.as_ == "adapter" and self.train.loop is None and self.train.method == "full":
             raise WrongAt('an adapter needs "train.method: lora"; method "full" makes a whole model', "publish", "as")
         if self.publish and self.publish.as_ == "adapter" and self.train.merge:

@@ -12,6 +12,7 @@ from llmsched.spec.effects import ASKED
 from llmsched.spec.load import load, load_json
 
 DATA = "datasets: [{path: d}, {path: e, split: test}]"
+TELL = "notify: [{url: 'https://a.example/x', when: '%s'}]\n"
 APP = "name: a\nkind: serve\nserve: {app: 'workloads.apps.retriever:Retriever', args: {documents: d, model: words}}\n"
 SERVE = "name: a\nkind: serve\n"
 BATCH = "name: a\nkind: batch\n"
@@ -51,6 +52,12 @@ REFUSED = [
      'the result has no "eval.los"; did you mean "eval.loss"?'),
     ("name: a\nkind: train\ntrain: {base_model: m, datasets: [{path: d}]}\n"
      "publish: {to: b, as: model, when: eval.loss < 1}\n", "publish.when", '"eval.loss" is of no evaluation'),
+    (train("  evaluation: {on: test}\n", TELL % "eval.los < 1"), "notify[0].when", 'did you mean "eval.loss"?'),
+    (train("", TELL % "eval.loss < 1").replace(", {path: e, split: test}", ""), "notify[0].when",
+     "there is no evaluation. Write train.evaluation"),
+    (SERVE + TELL % "rate > 1" + "serve: {model: {source: m}}\n", "notify[0].when", "it is for code of your own"),
+    (BATCH + TELL % "rows_pers > 1" + "batch: {input: {path: a}, model: m}\n", "notify[0].when", '"rows_per_s"?'),
+    (BATCH + TELL % "lag_s > 1" + "batch: {input: {path: a}, model: m}\n", "notify[0].when", "is no number that it"),
     (train("  evaluation: {on: test}\n", "calls: [b]\n"), "calls", "our own loop asks no endpoint"),
     (train("  evaluation: {on: test}\n", "asks: true\n"), "asks", "our own loop asks for no work"),
     (BATCH + "batch: {input: {path: a}, model: m}\ncalls: [b]\n", "calls", "a model asks no endpoint"),
@@ -98,7 +105,11 @@ ACCEPTED = [
     args("warmup_steps: 9, lr_scheduler_type: constant_with_warmup"),
     train("  evaluation: {on: test}\n", "max_runtime: 5m\n"),  # the usual 10m is nobody's wish
     train("  evaluation: {on: test}\n", "publish: {to: b, as: model, when: eval.perplexity_before > 1}\n"),
-    APP + "calls: [words]\n",
+    APP + "calls: [words]\n" + TELL % "anything > 1",
+    train("  evaluation: {on: test}\n", TELL % "eval.loss < 1"),
+    train("  evaluation: {on: test}\n", TELL % "tokens_per_s < 1"),
+    BATCH + TELL % "lag_s > 60" + "batch: {input: {path: /a}, model: m, follow: 5s, output: /b}\n",
+    BATCH + TELL % "mine > 60" + "batch: {input: {path: a}, map: 'a:b'}\n",
     "name: a\nkind: task\nbudget: {gpu_hours: 1}\nasks: true\ntask: {run: ['true']}\n",  # of what it asks for
     "name: a\nkind: batch\nbatch: {input: {path: a}, map: 'a:b'}\ncalls: [b]\n",
     search("  metric: eval.loss\n  scheduler: asha\n  scheduler_args: {max_t: 100, grace_period: 10}\n"),
