@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-WRITTEN = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}  # as json.dumps does
+WRITTEN: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}  # as json.dumps does
 
 
 def flaw(args: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from llmsched.client import sources
 from llmsched.control import data_files
 from llmsched.control.gpu_memory import Verdict
 from llmsched.data import media
-from llmsched.data.look import headless, look
+from llmsched.data.look import look
 from llmsched.data.look_batch import look_at_batch
 from llmsched.errors import SpecError
 from llmsched.spec.compile import compile_workload
@@ -153,55 +153,6 @@ def test_a_model_of_a_package_is_looked_at_as_one_in_a_folder_is(
     serve = {"model": {"source": "package:kept_models/bert"}, "task": "token-classification"}
     said = refused_in(tmp_path, {"name": "e", "kind": "serve", "serve": serve})
     assert "package:kept_models/bert is a BertModel: a base" in said and "has no tokenizer.json" in said
-
-
-@pytest.mark.parametrize(
-    ("head", "task", "is_refused"),
-    [
-        ("BertForSequenceClassification", "token-classification", True),
-        ("BertForSequenceClassification", "causal-lm", True),
-        ("BertForSequenceClassification", "feature-extraction", False),
-        ("BertForSequenceClassification", "sequence-classification", False),
-        ("Wav2Vec2ForSequenceClassification", "audio-classification", False),
-        ("ViltForQuestionAnswering", "visual-question-answering", False),
-        ("Gemma3ForConditionalGeneration", "causal-lm", False),
-    ],
-)
-def test_a_model_that_has_learnt_another_task_is_refused_before_it_is_loaded(
-    head: str, task: str, is_refused: bool, tmp_path: Path
-) -> None:
-    (tmp_path / "m").mkdir()
-    (tmp_path / "m" / "config.json").write_text(json.dumps({"architectures": [head]}))
-    assert ("which has learnt" in " ".join(headless("m", task, tmp_path))) is is_refused
-
-
-@pytest.mark.parametrize(
-    ("schema", "words"),
-    [
-        ({"type": "objet"}, "batch.args.response_format: The schema cannot be used: Invalid type: objet"),
-        ({"type": "string", "pattern": "(?=a)b"}, "(?=a)b: look-around, including look-ahead and look-behind, is not"),
-        ({"type": "object", "properties": {"a": {"type": "string"}}}, ""),
-    ],
-)
-def test_a_schema_that_no_answer_can_keep_to_is_refused_before_a_batch_begins(
-    schema: dict[str, Any], words: str, tmp_path: Path
-) -> None:
-    pytest.importorskip("llguidance")
-    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
-    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
-    given = load_json(batch(".", input={"path": "a.jsonl"}, model="hf://a/b", args={"response_format": form}))
-    said = "; ".join(look_at_batch(given.dump()["batch"], tmp_path, is_complete=True)["errors"])
-    assert words in said if words else not said
-    verdict = asyncio.run(data_files.look(Verdict(), compile_workload(given), given.dump(), begins=True))
-    assert (verdict.refusal is None) is (not words), "the controller, which does not see the input, says so too"
-
-
-def test_an_output_that_is_a_file_or_below_one_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
-    for output, words in (("a.jsonl", "is a file: name a folder"), ("a.jsonl/x", "which is a file: name a folder")):
-        loaded = load_json(batch(".", output=str(tmp_path / output)))
-        verdict = asyncio.run(data_files.look(Verdict(), compile_workload(loaded), loaded.dump(), begins=True))
-        assert verdict.refusal is not None and words in verdict.refusal.message
 
 
 def test_audio_of_a_rate_that_the_model_does_not_hear_is_said_before_anything_runs(tmp_path: Path) -> None:
