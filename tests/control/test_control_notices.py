@@ -230,7 +230,7 @@ def test_what_an_endpoints_app_reports_is_compared_too():
         hooks, cluster = Hooks(), fake_cluster()
         wants = [{"url": HOOK, "on": [], "when": "alerts > 0"}]
         async with controlling(cluster, post=hooks) as controller:
-            await controller.submit([serve("watch", notify=wants)], user=ANN)
+            await controller.submit([serve("watch", notify=wants, serve=APP)], user=ANN)
             await until(lambda: phase(controller, "watch") == "running")
             cluster.say(Progress("watch/0", 1, {"alerts": 0}))
             cluster.say(Progress("watch/0", 1, {"alerts": 1, "surge": "bad news"}))
@@ -241,6 +241,7 @@ def test_what_an_endpoints_app_reports_is_compared_too():
     asyncio.run(story())
 
 
+APP = {"app": "mine:Watch"}  # code of one's own, which may report
 SPIKES = [{"url": HOOK, "on": [], "when": "loss > 4"}]
 
 
@@ -259,7 +260,7 @@ def test_what_crosses_again_within_the_minute_is_told_at_its_end_and_what_stays_
         hooks, clock, cluster = Hooks(), ManualClock(), None
         cluster = fake_cluster(clock=clock)
         async with controlling(cluster, clock=clock, post=hooks) as controller:
-            await controller.submit([serve("one", notify=SPIKES)], user=ANN)
+            await controller.submit([serve("one", notify=SPIKES, serve=APP)], user=ANN)
             running = asyncio.ensure_future(_let_time_pass(clock))
             await until(lambda: phase(controller, "one") == "running")
             running.cancel()
@@ -286,7 +287,7 @@ def test_crossings_that_were_counted_where_they_were_reported_are_told_although_
     async def story():
         hooks, cluster, store = Hooks(), fake_cluster(), MemoryStore()
         async with controlling(cluster, store, post=hooks) as controller:
-            await controller.submit([serve("one", notify=SPIKES)], user=ANN)
+            await controller.submit([serve("one", notify=SPIKES, serve=APP)], user=ANN)
             await until(lambda: phase(controller, "one") == "running")
             spike = {crossings.NAME: {"loss > 4": [1, 9.5, False, False]}}
             await _says(controller, cluster, "one/0", 1, {"loss": 1.0, **spike})
