@@ -86,7 +86,8 @@ def totals(search: Workload) -> list[str]:
     gpus = min(least for least, _ in wanted), max(most for _, most in wanted)
     each = "no GPU" if not gpus[1] else f"{gpus[0]:g} GPU" if gpus[0] == gpus[1] else f"{gpus[0]:g} to {gpus[1]:g} GPUs"
     trials = f"{tune.total} trial{'' if tune.total == 1 else 's'}"
-    lines = [f"{trials}, at most {tune.at_once} at once, each with {each}: at most {gpus[1] * tune.at_once:g} GPUs"]
+    most = f": at most {gpus[1] * tune.at_once:g} GPUs" if gpus[1] else ""
+    lines = [f"{trials}, at most {tune.at_once} at once, each with {each}{most}"]
     if tune.metric is not None:
         lines.append(f"the result is of the one with the {tune.mode}imum {tune.metric}; {HOW[tune.scheduler]}")
     return lines

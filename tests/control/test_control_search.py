@@ -124,6 +124,8 @@ def test_what_a_search_takes_at_most_counts_the_largest_value_of_its_space():
             sizes = search({"resources.accelerators": {"choice": ["A100:1", "A100:2"]}}, tune={"samples": 3})
             (plan,) = await controller.plan([sizes], user=ANN)
             assert plan.reads[0] == "3 trials, at most 3 at once, each with 1 to 2 GPUs: at most 6 GPUs"
+            (plan,) = await controller.plan([search(resources={"cpus": 1})], user=ANN)
+            assert plan.reads[0].endswith(" at once, each with no GPU")
 
     asyncio.run(story())
 
