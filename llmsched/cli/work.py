@@ -133,7 +133,9 @@ def _print_applied(applied: list[http_models.Applied]) -> None:
     for one in applied:
         changed = "changed, rolls out" if one.rolls_out else "changed"
         words = {"created": "submitted", "changed": changed, "unchanged": "unchanged"}
-        terminal.echo(f"{one.id}: {words[one.outcome]}")
+        over = one.phase if one.outcome == "unchanged" and one.phase in ("succeeded", "failed", "cancelled") else ""
+        again = f", and has {over.replace('cancelled', 'been cancelled')}; --again runs it once more" if over else ""
+        terminal.echo(f"{one.id}: {words[one.outcome]}{again}")
         for line in one.diff:
             terminal.echo(f"  {line}")
 

@@ -82,6 +82,24 @@ def test_a_wrong_file_is_refused_with_its_exit_code_and_a_sentence(
     assert result.stderr.startswith("error: ")
 
 
+@pytest.mark.parametrize(("outcome", "words"), [("failed", "has failed"), ("cancelled", "has been cancelled")])
+def test_the_same_file_after_its_end_says_how_to_run_it_once_more(
+    run: Run, controller: Live, outcome: str, words: str
+) -> None:
+    """Before, it said that nothing had changed and what to look at, and nothing ran."""
+    is_cancelled = outcome == "cancelled"
+    controller.executor.cluster.script = lambda order: Script(
+        runs_for_s=None if is_cancelled else 0.01, outcome="failed", event="input", message="no such data"
+    )
+    name = f"once-{outcome}"
+    file = write("x.yaml", task(name))
+    assert f"{name}: submitted\n" in run("apply", "-f", file).stdout
+    if is_cancelled:
+        run("cancel", name, "--yes")
+    run("apply", "-f", file, "--wait")
+    assert f"{name}: unchanged, and {words}; --again runs it once more\n" in run("apply", "-f", file).stdout
+
+
 def test_plan_of_what_can_never_run_says_so_and_ends_with_3(run: Run) -> None:
     result = run("plan", "-f", write("big.yaml", task("big", gpus=64)))
     assert result.exit_code == 3
