@@ -104,8 +104,9 @@ class Room:
         parts = self.by_flavor(gang.spec, placement, flavor, amount)
         for each, part in parts.items():
             self.all.add(each, sign * part)
-        touched = self._change(gang.spec, placement, sign) if self._there else False
-        if touched:
+        if not self._rows:
+            return
+        if self._change(gang.spec, placement, sign):
             self._left.clear()
         for left in self._left.values():
             for each, part in parts.items():
@@ -114,8 +115,11 @@ class Room:
     def stays(self, gang: GangState, placement: Placement, flavor: str | None, amount: int) -> bool:
         """It takes these places again, if nobody before it has what it takes; else nothing is taken."""
         parts = self.by_flavor(gang.spec, placement, flavor, amount)
-        if amount > self.all.total or any(part > self.all.of(each) for each, part in parts.items()):
+        if amount > self.all.total:
             return False
+        for each, part in parts.items():
+            if part > self.all.of(each):
+                return False
         if not self._rows:
             for each, part in parts.items():
                 self.all.add(each, -part)

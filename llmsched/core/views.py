@@ -386,10 +386,9 @@ class View(Frozen):
         and the quantile `high` of what is left. None: nothing is known. See estimate.py."""
         gang = _own(gang)
         spec, history = gang.spec, self._state.history
-        holds = gang.is_holding()
-        done = self.service_s(gang) if holds else gang.served_s
+        done = self.service_s(gang)
         if gang.measured or spec.is_elastic():
-            left = self.remaining_s(gang) if holds else self.work_left(gang)
+            left = self.remaining_s(gang) if gang.is_holding() else self.work_left(gang)
             if left is None:
                 return None
             left = left if left > 0.0 else max(done, 1.0)  # it was to be over by now: as long again is as good a guess

@@ -52,8 +52,10 @@ class Count:
         held = self._held.get(gang.id)
         if held is None:
             return self._asked(gang.spec)
-        share, each = self._sizes.get(gang.id, 0), bundle_milli(gang.spec, gang.option)
-        smaller = [size for size in reversed(allowed_sizes(gang.spec)) if size < gang.size] if share else []
+        if not self._sizes.get(gang.id, 0):
+            return [held]
+        each = bundle_milli(gang.spec, gang.option)
+        smaller = [size for size in reversed(allowed_sizes(gang.spec)) if size < gang.size]
         return [held, *((held[0], size * each) for size in smaller)]
 
     def _asked(self, spec: Workload) -> list[Wish]:
@@ -87,33 +89,32 @@ class Count:
     def everybody_gone(self, running: list[GangState]) -> Iterator[None]:
         """While it lasts those who run hold neither room nor quota, and those on the way out no quota: it is charged to
         those already who are promised their places."""
-        held: dict[tuple[str, str | None], int] = {}
-
-        def lets_go(gang: GangState, placement: Placement) -> None:
-            flavor = flavor_held(self.state.nodes, gang.spec, placement)
-            for each, amount in self.room.by_flavor(gang.spec, placement, flavor, gang.gpus_milli()).items():
-                held[gang.spec.queue, each] = held.get((gang.spec.queue, each), 0) + amount
-
-        for name in dict.fromkeys((*self.state.vacating, *self._trial.leaving)):
-            gang = self.state.gangs[name]
-            if placement := self._trial.held(gang):
-                lets_go(gang, placement)
+        nodes, room = self.state.nodes, self.room
         for gang in running:
-            flavor, amount = flavor_held(self.state.nodes, gang.spec, gang.held), gang.gpus_milli()
+            flavor, amount = flavor_held(nodes, gang.spec, gang.held), gang.gpus_milli()
             self._held[gang.id] = flavor, amount
-            self.room.leave(gang, gang.held, flavor, amount)
-            lets_go(gang, gang.held)
-        if self.quota.enforced:
-            for key, amount in held.items():
-                self.quota.release(*key, amount)
+            room.leave(gang, gang.held, flavor, amount)
+        held = self._charged_to(running) if self.quota.enforced else {}
+        for key, amount in held.items():
+            self.quota.release(*key, amount)
         try:
             yield
         finally:
-            if self.quota.enforced:
-                for key, amount in self._charged.items():
-                    self.quota.release(*key, amount)
-                for key, amount in held.items():
-                    self.quota.charge(*key, amount)
+            for key, amount in self._charged.items():
+                self.quota.release(*key, amount)
+            for key, amount in held.items():
+                self.quota.charge(*key, amount)
+
+    def _charged_to(self, running: list[GangState]) -> dict[tuple[str, str | None], int]:
+        """What they, and those on the way out, have of the quota of each queue, by flavor."""
+        held: dict[tuple[str, str | None], int] = {}
+        leave = [self.state.gangs[name] for name in dict.fromkeys((*self.state.vacating, *self._trial.leaving))]
+        rows = [(gang, placement) for gang in leave if (placement := self._trial.held(gang))]
+        for gang, placement in (*rows, *((gang, gang.held) for gang in running)):
+            flavor = flavor_held(self.state.nodes, gang.spec, placement)
+            for each, amount in self.room.by_flavor(gang.spec, placement, flavor, gang.gpus_milli()).items():
+                held[gang.spec.queue, each] = held.get((gang.spec.queue, each), 0) + amount
+        return held
 
     @contextmanager
     def kept(self, running: Sequence[GangState], gang: GangState, wishes: list[Wish]) -> Iterator[None]:
@@ -161,12 +162,14 @@ class Count:
         for key, amount in self._charged.items():
             self.quota.charge(*key, amount)
 
-    def takes(self, gang: GangState, flavor: str | None, need: int) -> bool:
-        """Take it, owned or borrowed."""
-        parts = self._takes(gang, flavor, need, self.quota.available)
-        for each, amount in parts if self.quota.enforced else ():
-            self.quota.charge(gang.spec.queue, each, amount)
-        return bool(parts)
+    def takes(self, gang: GangState, wishes: list[Wish]) -> bool:
+        """Take the first of these that there is enough for, owned or borrowed."""
+        for wish in wishes:
+            if parts := self._takes(gang, *wish, self.quota.available):
+                for each, amount in parts if self.quota.enforced else ():
+                    self.quota.charge(gang.spec.queue, each, amount)
+                return True
+        return False
 
     def could_take(self, gang: GangState, others: list[GangState]) -> bool:
         """Whether it might if all these gave up what they have taken."""
@@ -176,9 +179,8 @@ class Count:
     def gives_up(self, gang: GangState, sign: int = 1) -> None:
         """What it has taken."""
         queue, taken = gang.spec.queue, self._taken[gang.id]
-        for flavor, amount in taken.parts:
-            if self.quota.enforced:
-                (self.quota.release if sign > 0 else self.quota.charge)(queue, flavor, amount)
+        for flavor, amount in taken.parts if self.quota.enforced else ():
+            (self.quota.release if sign > 0 else self.quota.charge)(queue, flavor, amount)
             self._charged[queue, flavor] -= sign * amount
         if taken.held:
             self.room.leave(gang, taken.held, taken.parts[0][0], taken.need, sign)
@@ -195,7 +197,21 @@ class Count:
     ) -> tuple[Wish, ...]:
         """What it then has of each flavor, in the ledger of what is charged; () if it does not find it. `left`: of
         quota."""
-        queue, held = gang.spec.queue, self._stays_with(gang, need)
+        held = self._stays_with(gang, need)
+        if self.quota.enforced:
+            return self._takes_of_quota(gang, held, flavor, need, left)
+        parts = [*self.room.by_flavor(gang.spec, held, flavor, need).items()] if held else [(flavor, need)]
+        return tuple(parts) if self._finds_room(gang, held, flavor, need, parts) else ()
+
+    def _takes_of_quota(
+        self,
+        gang: GangState,
+        held: Placement,
+        flavor: str | None,
+        need: int,
+        left: Callable[[str, str | None], int],
+    ) -> tuple[Wish, ...]:
+        queue = gang.spec.queue
         rows: dict[str, int] = {}
 
         def has_quota(each: str | None) -> int:
@@ -204,7 +220,7 @@ class Count:
         parts: list[Wish] = []
         if held:
             parts += self.room.by_flavor(gang.spec, held, flavor, need).items()
-        elif flavor is not None or not self.quota.enforced or self.quota.flavors_for(queue, None) == (None,):
+        elif flavor is not None or self.quota.flavors_for(queue, None) == (None,):
             parts.append((flavor, need))
         else:  # some of each, as each has a quota of its own
             missing, bundle = need, bundle_milli(gang.spec, 0)
@@ -217,7 +233,7 @@ class Count:
             if missing:
                 return ()
             rows.clear()
-        for each, amount in parts if self.quota.enforced else ():
+        for each, amount in parts:
             if amount > has_quota(each):
                 return ()
             rows[self.quota.row_of(queue, each)] = rows.get(self.quota.row_of(queue, each), 0) + amount

@@ -163,8 +163,10 @@ def _of_running(this: Pass, gang: GangState) -> Key:
         return ()
     if is_owed(gang, this.plan.has_come):
         return by_due(this, gang)
+    if not share:
+        return key_with_age(this, gang)
     first = (-gang.spec.priority,) if this.policies.ordering.by_priority else ()
-    return (first, -inf, inf, gang.id) if share else key_with_age(this, gang)
+    return (first, -inf, inf, gang.id)
 
 
 def _lines(this: Pass, calendar: Calendar) -> list[tuple[list[Row], list[_Class]]]:
@@ -263,7 +265,7 @@ def _pick(
             return [] if gang.is_holding() else staying.stay_for(gang)
 
         def behind(key: Key, queue: str) -> list[Row]:
-            rows = inside.get(queue, [])
+            rows = inside.get(queue)
             return rows[bisect_right(rows, key, key=_key) :] if rows and rows[-1][0] > key else []
 
         def owns_too_little(key: Key, gang: GangState) -> bool:
@@ -289,7 +291,7 @@ def _pick(
             after = [row for row in after if row[1] not in stay]
             stay = [one for one in stay if one.id not in picked]
             with count.kept(stay, gang, wishes) if stay else nullcontext():
-                if any(count.takes(gang, *wish) for wish in wishes) or takes_from(after, gang, wishes):
+                if count.takes(gang, wishes) or takes_from(after, gang, wishes):
                     picked[gang.id] = None
                     return False
             return not stay and count.refuses_its_like(gang, wishes)
@@ -297,12 +299,12 @@ def _pick(
         def takes_from(after: list[Row], gang: GangState, wishes: list[Wish]) -> bool:
             """What those of its queue have that come after it, the last one first: they are asked again."""
             given: list[GangState] = []
-            if not count.could_take(gang, [one for _, one in after]):
+            if not after or not count.could_take(gang, [one for _, one in after]):
                 return False
             for _, one in reversed(after):
                 count.gives_up(one)
                 given.append(one)
-                if any(count.takes(gang, *wish) for wish in wishes):
+                if count.takes(gang, wishes):
                     gone = {one.id for one in given}
                     inside[gang.spec.queue] = [row for row in inside[gang.spec.queue] if row[1].id not in gone]
                     for name in gone:

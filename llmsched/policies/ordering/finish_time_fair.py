@@ -75,22 +75,21 @@ class FinishTimeFair:
         return limits
 
     def key(self, gang: GangView, view: View) -> tuple[Any, ...]:
-        knobs = self._options.of(gang.spec.queue)
-        holds = gang.is_holding()
-        done = view.service_s(gang) if holds else gang.served_s
         spec = gang.spec
+        knobs = self._options.of(spec.queue)
         urgency = -spec.priority
-        gpus = gpus_of(gang)
+        done = view.service_s(gang)
         waited = view.now - gang.submitted_at - done
         outlook = view.outlook(gang, LEAST, MOST)
         if outlook is None:
-            return (urgency, 2, _level((done - view.unsaved_s(gang)) * gpus), not holds)
+            level = _level((done - view.unsaved_s(gang)) * gpus_of(gang))
+            return (urgency, 2, level, not gang.is_holding())
         unfairness = (waited + outlook.least_s) / (outlook.least_s * self._contention)
         if unfairness >= knobs.guard:
             return (urgency, 0, -round(unfairness, 6))
         if outlook.most_left_s >= knobs.pole * self._bound:
-            return (urgency, 1, -_floor(outlook.most_left_s), not holds)
-        return (urgency, 2, round(outlook.left_s * gpus**0.5, 3))
+            return (urgency, 1, -_floor(outlook.most_left_s), not gang.is_holding())
+        return (urgency, 2, round(outlook.left_s * gpus_of(gang) ** 0.5, 3))
 
     def prepare(self, view: View) -> None:
         """The earliest time at which all known work can end, and how crowded the cluster has been."""
