@@ -81,12 +81,14 @@ class Sample:
     def beyond(self, done: float, low: float, high: float) -> tuple[float, float, float]:
         """Of the values above `done`: the quantile `low`, the mean, the quantile `high`. Who outlives them all is taken
         to need a part of its time so far again."""
-        at = bisect_right(self.sorted, done)
-        count = len(self.sorted) - at
-        if not count:
+        values = self.sorted
+        at = bisect_right(values, done)
+        last = len(values) - 1
+        if at > last:
             return done, done * (1.0 + BEYOND), done * (1.0 + BEYOND)
-        first, last = min(int(low * count), count - 1), min(int(high * count), count - 1)
-        return self.sorted[at + first], self.mean_from(at), self.sorted[at + last]
+        count = last + 1 - at
+        least, most = at + int(low * count), at + int(high * count)
+        return values[least if least < last else last], self.mean_from(at), values[most if most < last else last]
 
     def parts(self) -> tuple[float, ...]:
         return tuple(self._by_age)

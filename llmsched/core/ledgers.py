@@ -110,7 +110,7 @@ class Ledgers:
 
     def count_frees(self, gang: GangState, sign: int) -> None:
         """One more (1) or fewer (-1) that lets go of what this one holds."""
-        if found := lets_go(_weighed(gang, gang.held)):
+        if gang.held and (found := lets_go(_weighed(gang, gang.held))):
             self.frees[found] = self.frees.get(found, 0) + sign
             if not self.frees[found]:
                 del self.frees[found]

@@ -127,13 +127,15 @@ class Policies:
 
     def begin(self, view: View) -> None:
         """A pass begins."""
-        for family in _CHECKED:
-            getattr(self, family).begin(view)
+        for each in self._all():
+            each.begin(view)
 
     def troubles(self) -> tuple[answers.Trouble, ...]:
         """The wrong answers that stand, at most one of each policy: those of the last pass that asked it anything."""
-        found = (getattr(self, family).trouble for family in _CHECKED)
-        return tuple(trouble for trouble in found if trouble is not None)
+        return tuple([each.trouble for each in self._all() if each.trouble is not None])
+
+    def _all(self) -> tuple[answers.Checked, ...]:
+        return self.ordering, self.placement, self.preemption, self.elasticity, self.autoscaling
 
 
 _CHECKED: dict[str, type[answers.Checked]] = {

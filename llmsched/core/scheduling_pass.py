@@ -99,7 +99,10 @@ class Pass:
         for shape, reason in self.told.items():
             shape.reason = reason
         for shape, planned in self.unread.items():
-            shape.answer_with(ask if planned is None else partial(_with_start, ask, planned))
+            if planned is None:
+                shape.answer_with(ask, self.policies)
+            else:
+                shape.answer_with(partial(_with_start, ask, planned))
         for name, reason in self.told_alone.items():
             gangs[name].own_reason = reason
             if reason is not None and (of := gangs[name].shape) is not None:

@@ -43,6 +43,7 @@ class Shape:
 
     __slots__ = (
         "_ask",
+        "_asks_for",
         "_reason",
         "entries",
         "examined",
@@ -71,6 +72,7 @@ class Shape:
         self.kin = Kin()
         self._reason: Reason | None = None
         self._ask: Callable[[Shape], Reason] | None = None
+        self._asks_for: object = None
         self.told_alone: dict[str, None] = {}  # gangs that were told a reason of their own, until all are told one
         self.examined: Stamp | None = None  # of the state when all of the class was refused
         self.wake_at: float | None = None  # that refusal holds until then
@@ -100,13 +102,18 @@ class Shape:
     def reason(self, reason: Reason | None) -> None:
         self._reason, self._ask = reason, None
 
-    def answer_with(self, ask: Callable[[Shape], Reason]) -> None:
-        """Whoever reads why it waits asks that first. Most reasons are read by nobody before the next pass."""
-        self._ask = ask
+    def answer_with(self, ask: Callable[[Shape], Reason], asks_for: object = None) -> None:
+        """Whoever reads why it waits asks that first. Most reasons are read by nobody before the next pass.
+        `asks_for`: under these policies any later pass would ask the same; None: it would not."""
+        self._ask, self._asks_for = ask, asks_for
 
     @property
     def is_unread(self) -> bool:
         return self._ask is not None
+
+    def would_ask_the_same(self, policies: object) -> bool:
+        """Whether all of it are told already what a pass tells whom nothing but room is known to be missing for."""
+        return self._ask is not None and self._asks_for is policies and not self.told_alone
 
 
 class Entries(Collection[tuple[Key, str]]):

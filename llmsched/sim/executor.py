@@ -61,7 +61,7 @@ class SimExecutor:
             if self._is_void(event):
                 continue
             fact = event[2]
-            if isinstance(fact, facts.Finished | facts.Released):
+            if isinstance(fact, (facts.Finished, facts.Released)):
                 self.runtimes[fact.gang].stop(fact.at)
                 self.gone.append(fact.gang)
             if isinstance(fact, facts.Finished):

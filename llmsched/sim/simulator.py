@@ -317,7 +317,7 @@ class _Replay:
         kind = type(decision).__name__
         gang = getattr(decision, "gang", getattr(decision, "workload", getattr(decision, "node", "")))
         self.hash.update(f"{now:.3f} {kind} {gang} {getattr(decision, 'attempt', '')}".encode())
-        if isinstance(decision, decisions.Launch | decisions.Resize):
+        if isinstance(decision, (decisions.Launch, decisions.Resize)):
             by_node = _by_node(decision.placement)
             self.hash.update(repr(tuple(by_node.items())).encode())
             self._hold(decision.gang, now, by_node)

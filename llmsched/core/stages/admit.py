@@ -208,7 +208,7 @@ class Admission:
                 return reason is not None
             return stamp is not None and self.unasked.is_answered(shape, stamp)
 
-        untold, starts, told = list[Shape](), self.calendar.starts(), self.this.told
+        untold, starts, told, policies = list[Shape](), self.calendar.starts(), self.this.told, self.this.policies
         for shape in needs_more if is_counted else ():
             examined, is_unread = shape.examined, shape.is_unread
             is_known = stamp is not None and examined is not None and examined.room == stamp.room
@@ -217,7 +217,9 @@ class Admission:
             is_new = is_unread and (shape in starts or not (is_known or shape in told))
             if is_new or not ((is_known or self.by_rank) and is_told(shape)):
                 shape.examined, shape.wake_at = stamp, None
-                untold.append(shape)
+                is_same = is_new and shape not in starts and shape not in told and shape.would_ask_the_same(policies)
+                if not is_same:
+                    untold.append(shape)
         self.this.tell_who_ask(untold, starts)
         for shape in left_out:
             if not is_told(shape):

@@ -18,6 +18,7 @@ from bisect import bisect_left, insort
 from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import cache
 from heapq import heappop, heappush, merge
+from itertools import chain
 from math import exp, floor, inf, log
 from typing import Any, NamedTuple, TypeVar
 
@@ -27,7 +28,8 @@ from llmsched.core.policy import GangView, Key
 from llmsched.core.resources import MILLI
 
 STEP = log(1.15)  # of one bucket of run times
-CLOSE = 0.001  # keys are rounded to less
+CLOSE = 0.001  # keys are rounded to less,
+FINE = 0.00001  # and those of the first tier to less than that
 SLACK = 1.01  # the orders of tiers 2 and 3 are made anew when history says that much more or less
 
 Age = tuple[float, str, int]
@@ -164,19 +166,24 @@ class Declared:
 
     def bound(self, now: float, limits: Limits) -> tuple[int, int, float]:
         """(urgency, tier, what is no worse than anybody's key in it)."""
-        furthest = self._furthest
-        if furthest is None or not furthest.at <= now < furthest.until:
+        _, contention, pole_s, shortest, mean, longest, late = limits
+        if self._furthest is None or not self._furthest.at <= now < self._furthest.until:
             firsts = [(bucket[0][0], _edge(number)) for number, bucket in self._buckets.items()]
-            furthest = self._furthest = furthest_behind(firsts, now)
-        worst = (now - furthest.since) / furthest.seconds
-        if worst >= limits.late:
-            return self.urgency, 0, -(worst / limits.least + 1.0) / limits.contention - CLOSE
+            self._furthest = furthest_behind(firsts, now)
+        since, seconds, _, _ = self._furthest
+        worst = (now - since) / seconds
+        if worst >= late:
+            return self.urgency, 0, -(worst / shortest + 1.0) / contention - FINE
         self._keep_to(limits)
-        fresh, most, left = self._fresh, self._by_most, self._by_left
-        pole = max(fresh[-1][0] * limits.most if fresh else 0.0, -most[0][0] if most else 0.0)
-        if pole >= limits.pole_s:
+        fresh, by_most, by_left = self._fresh, self._by_most, self._by_left
+        pole = fresh[-1][0] * longest if fresh else 0.0
+        if by_most and -by_most[0][0] > pole:
+            pole = -by_most[0][0]
+        if pole >= pole_s:
             return self.urgency, 1, -pole - CLOSE
-        least = min(fresh[0][0] * limits.mean if fresh else inf, left[0][0] if left else inf)
+        least = fresh[0][0] * mean if fresh else inf
+        if by_left and by_left[0][0] < least:
+            least = by_left[0][0]
         return self.urgency, 2, least * self._root - CLOSE
 
     def first(self, now: float, key: KeyOf, limits: Limits) -> Iterator[tuple[Key, str]]:
@@ -195,15 +202,25 @@ class Declared:
             edge = _edge(number)
             if now - bucket[0][0] >= late * edge:
                 ways.append(self._late_of(bucket, now, late, edge, limits))
-        return merge(*ways)
+        known: list[Bound] = []
+        for least, bound, name in merge(*ways) if len(ways) > 1 else chain(*ways):
+            while known and known[0][0] < least:
+                yield heappop(known)
+            heappush(known, (bound, name))
+        while known:
+            yield heappop(known)
 
     def _late_of(
         self, bucket: list[tuple[float, float, str]], now: float, late: float, edge: float, limits: Limits
-    ) -> Iterator[Bound]:
-        for since, _, name in bucket:
-            if now - since < late * edge:
+    ) -> Iterator[tuple[float, float, str]]:
+        """(what is no worse than the bound of anybody who follows, the bound of this one, who it is)."""
+        _, contention, _, shortest, _, _, _ = limits
+        for since, seconds, name in bucket:
+            waited = now - since
+            if waited < late * edge:
                 return
-            yield -((now - since) / (edge * limits.least) + 1.0) / limits.contention - CLOSE, name
+            least = -(waited / (edge * shortest) + 1.0) / contention - FINE
+            yield least, -(waited / (seconds * shortest) + 1.0) / contention - FINE, name
 
     def _poles(self, limits: Limits) -> Iterator[Bound]:
         """Of the second tier: bounds of -seconds, the longest first."""
