@@ -75,7 +75,7 @@ class NodeState:
     def change(self, amount: Resources, device: int, sign: int) -> None:
         """Take (sign 1) or give back (-1) one bundle. The caller keeps the index in step: see Capacity.change."""
         self.room_key = None
-        gpus = amount.gpus_milli
+        gpus, cpus, memory, custom = amount
         if gpus:
             self.gpus += sign * gpus
             whole, share = divmod(gpus, MILLI)
@@ -87,9 +87,11 @@ class NodeState:
                 else:
                     del self.shares[device]
             self.free_whole = self.total_gpus - self.whole - len(self.shares) - self.foreign_gpus
-        self.cpus += sign * amount.cpus_milli
-        self.memory += sign * amount.memory_bytes
-        for name, value in amount.custom:
+        if cpus:
+            self.cpus += sign * cpus
+        if memory:
+            self.memory += sign * memory
+        for name, value in custom:
             self.custom[name] = self.custom.get(name, 0) + sign * value
 
     def likeness(self) -> tuple[object, ...]:
@@ -278,16 +280,14 @@ class Capacity:
     def take(self, state: NodeState, amount: Resources, device: int, sign: int) -> None:
         before = state.free_whole
         state.change(amount, device, sign)
-        if amount.gpus_milli:
+        after = state.free_whole
+        if before != after:
             bit = 1 << state.slot
-            after = state.free_whole
-            if before != after:
-                self.by_free[before if before > 0 else 0] ^= bit
-                self.by_free[after if after > 0 else 0] |= bit
-            if state.shares:
-                self.shared |= bit
-            else:
-                self.shared &= ~bit
+            self.by_free[before if before > 0 else 0] ^= bit
+            self.by_free[after if after > 0 else 0] |= bit
+        if amount.gpus_milli % MILLI:
+            bit = 1 << state.slot
+            self.shared = self.shared | bit if state.shares else self.shared & ~bit
 
     # --- looking ---
 

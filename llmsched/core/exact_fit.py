@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 from llmsched.core.capacity import NodeState
-from llmsched.core.records import GangState, amount_of
+from llmsched.core.records import GangState, amount_of, weigh
 from llmsched.core.resources import MILLI
 from llmsched.core.stages.place import over_quota
 from llmsched.core.trial import Trial
@@ -24,16 +24,15 @@ def fits_exactly(trial: Trial, spec: Workload, placement: Placement) -> bool:
     nodes = trial.state.nodes
     undo = []
     try:
-        for placed in placement:
-            node = nodes.get(placed.node)
+        for name, amount, device in weigh(spec, placement).amounts:  # like bundles side by side are one question
+            node = nodes.get(name)
             if node is None or node.draining:
                 return False
-            amount = amount_of(spec, placed)
             share = amount.gpus_milli % MILLI
             if share:
-                if node.shares.get(placed.gpu_index, 0) + share > MILLI:
+                if node.shares.get(device, 0) + share > MILLI:
                     return False
-                need_whole = amount.gpus_milli // MILLI + (placed.gpu_index not in node.shares)
+                need_whole = amount.gpus_milli // MILLI + (device not in node.shares)
                 if node.free_whole < need_whole:
                     return False
                 plain = amount._replace(gpus_milli=0)
@@ -41,8 +40,8 @@ def fits_exactly(trial: Trial, spec: Workload, placement: Placement) -> bool:
                     return False
             elif not node.room(amount, 1):
                 return False
-            trial.state.capacity.change(placed.node, amount, placed.gpu_index, 1)
-            undo.append((placed.node, amount, placed.gpu_index))
+            trial.state.capacity.change(name, amount, device, 1)
+            undo.append((name, amount, device))
         return True
     finally:
         for name, amount, device in reversed(undo):

@@ -48,7 +48,7 @@ class Resources(NamedTuple):
             self.gpus_milli * count,
             self.cpus_milli * count,
             self.memory_bytes * count,
-            tuple((name, amount * count) for name, amount in self.custom),
+            tuple((name, amount * count) for name, amount in self.custom) if self.custom else (),
         )
 
 

@@ -8,7 +8,7 @@ each by itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from llmsched.core.records import GangState, amount_of
 from llmsched.core.reservation import is_holder
@@ -112,16 +112,23 @@ class Room:
             for each, part in parts.items():
                 left.add(each, sign * part)
 
-    def stays(self, gang: GangState, placement: Placement, flavor: str | None, amount: int) -> bool:
-        """It takes these places again, if nobody before it has what it takes; else nothing is taken."""
-        parts = self.by_flavor(gang.spec, placement, flavor, amount)
+    def stays(
+        self,
+        gang: GangState,
+        placement: Placement,
+        flavor: str | None,
+        amount: int,
+        parts: Sequence[tuple[str | None, int]],
+    ) -> bool:
+        """It takes these places again, if nobody before it has what it takes; else nothing is taken. `parts`: how much
+        of each flavor that is."""
         if amount > self.all.total:
             return False
-        for each, part in parts.items():
+        for each, part in parts:
             if part > self.all.of(each):
                 return False
         if not self._rows:
-            for each, part in parts.items():
+            for each, part in parts:
                 self.all.add(each, -part)
             return True
         alone = [(number,) for number in range(len(self._rows))]

@@ -386,7 +386,9 @@ class View(Frozen):
         and the quantile `high` of what is left. None: nothing is known. See estimate.py."""
         gang = _own(gang)
         spec, history = gang.spec, self._state.history
-        done = self.service_s(gang)
+        done, started = gang.served_s, gang.started_at
+        if started is not None and gang.is_holding():
+            done += self.now - started
         if gang.measured or spec.is_elastic():
             left = self.remaining_s(gang) if gang.is_holding() else self.work_left(gang)
             if left is None:

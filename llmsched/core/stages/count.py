@@ -254,7 +254,7 @@ class Count:
         """If there is, it has it from now on."""
         closed: Closed = OPEN
         if held:
-            if not self.room.stays(gang, held, flavor, need):
+            if not self.room.stays(gang, held, flavor, need, parts):
                 return False
         else:
             closed = self.calendar.closed_to(gang) if self.calendar.windows.rows else OPEN
@@ -263,7 +263,8 @@ class Count:
                     return False
             for part in parts:
                 self.room.take(*part, closed)
-        self._taken[gang.id] = _Taken(tuple(parts), need, held, closed)
+        if self.quota.enforced:  # else nobody gives up for another one what it has taken
+            self._taken[gang.id] = _Taken(tuple(parts), need, held, closed)
         return True
 
 

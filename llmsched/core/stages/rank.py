@@ -42,6 +42,7 @@ from llmsched.core.state import State
 from llmsched.core.status import Status
 from llmsched.core.workload import Workload
 
+NOBODY_STAYS = nullcontext()
 RESTS = Reason("order", say("order.outranked"))  # whom elasticity has given nothing
 
 
@@ -271,7 +272,7 @@ def _pick(
         def owns_too_little(key: Key, gang: GangState) -> bool:
             wishes = [] if count.is_used_up() or gang.id in without else count.wishes(gang)
             stay = [one for one in staying_for(gang) if one.id not in picked]
-            with count.kept(stay, gang, wishes) if stay else nullcontext():
+            with count.kept(stay, gang, wishes) if stay else NOBODY_STAYS:
                 if any(count.takes_own(gang, *wish) for wish in wishes):
                     picked[gang.id] = None
                     inside.setdefault(gang.spec.queue, []).append((key, gang))
@@ -284,13 +285,13 @@ def _pick(
             is_sized = gang.spec.is_elastic() and not gang.is_holding() and gang.id not in this.owed
             if is_sized and not _is_above_somebody(this, gang.spec):
                 return True  # beyond what its queue owns it has what elasticity gives it
-            after = behind(key, gang.spec.queue)
+            after = behind(key, gang.spec.queue) if inside else []
             is_out = gang.id in without or (count.is_used_up() and not after)
             wishes = [] if is_out else count.wishes(gang)
-            stay = staying_for(gang)
-            after = [row for row in after if row[1] not in stay]
-            stay = [one for one in stay if one.id not in picked]
-            with count.kept(stay, gang, wishes) if stay else nullcontext():
+            if stay := staying_for(gang):
+                after = [row for row in after if row[1] not in stay]
+                stay = [one for one in stay if one.id not in picked]
+            with count.kept(stay, gang, wishes) if stay else NOBODY_STAYS:
                 if count.takes(gang, wishes) or takes_from(after, gang, wishes):
                     picked[gang.id] = None
                     return False
