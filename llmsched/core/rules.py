@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import inf
 
-from llmsched.core.amounts import bundle_milli, flavor_of, need_of, options_of
+from llmsched.core.amounts import bundle_milli, flavor_of, need_milli, need_of, options_of
 from llmsched.core.configuration import PreemptionRules, Queue
 from llmsched.core.fair import BORROWED, GUARANTEE, TOTAL, Shares
 from llmsched.core.message import Message, say
@@ -19,6 +19,7 @@ from llmsched.core.resources import ZERO, Resources
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.state import State
 from llmsched.core.status import ACTIVE
+from llmsched.core.workload import Workload
 
 EVICTIONS_AN_HOUR = 6  # of one gang; rotation by rank (rank.py) is bounded by its quantum instead
 IN_QUEUE, RECLAIM, WHILE_BORROWING, FAIR = (
@@ -68,35 +69,7 @@ class Rules:
         """The reason code under which gangs of that queue and priority might be victims; "" for never."""
         if queue != self.gang.spec.queue:
             return self._across(queue, priority)
-        rule, mine = self.rules.within_queue, self.gang.spec.priority
-        lower = priority < mine and rule in ("lower_priority", "lower_or_newer_equal_priority")
-        return IN_QUEUE if lower or (priority == mine and rule == "lower_or_newer_equal_priority") else ""
-
-    def may_take(self) -> bool:
-        """Whether anybody could be a victim, whoever runs elsewhere: by its own queue's rules and what that owns."""
-        state, spec = self.state, self.gang.spec
-        if self.shares is not None or self.rules.while_borrowing == "lower_priority":
-            return True
-        for (queue, priority, preemptible), group in state.groups.items():
-            if queue == spec.queue and preemptible and group.gangs and self.group(queue, priority):
-                return True
-        for new in self.trial.new():
-            begun = new.spec
-            if begun.queue == spec.queue and begun.preemptible and self.group(begun.queue, begun.priority):
-                return True
-        if self.rules.reclaim == "never" or not state.quota.enforced:
-            return False
-        return any(self._owns(option) for option in range(max(len(group.options) for group in spec.groups)))
-
-    def _owns(self, option: int) -> bool:
-        """Whether what it needs with that option is owned by its queue, or by a branch above that may take it back."""
-        self.option = option
-        self._covered.clear()
-        branches = ((self.state.quota.branch(self.gang.spec.queue, one), one) for one in self.state.capacity.by_flavor)
-        found = any(own is not None and self._covered_depth(own, flavor) >= 0 for own, flavor in branches)
-        self.option = 0
-        self._covered.clear()
-        return found
+        return IN_QUEUE if _in_queue(self.rules, self.gang.spec.priority, priority) else ""
 
     def could(self, victim: GangState, code: str) -> bool:
         """Whether this gang of such a group might be a victim: not leaving, not shielded, evicted seldom enough."""
@@ -309,15 +282,7 @@ class Rules:
         that branch has lent to others is the gang's to take back."""
         known = self._covered.get(flavor)
         if known is None:
-            known, left, branch = -1, self._need().gpus_milli, own
-            while known < 0:
-                if branch.used + left <= branch.subtree:
-                    known = branch.depth
-                if branch.parent is None:
-                    break
-                left = max(0, left - max(0, branch.kept - branch.used))
-                branch = branch.parent
-            self._covered[flavor] = known
+            known = self._covered[flavor] = _covered_depth(own, self._need().gpus_milli)
         return known
 
     def _need(self) -> Resources:
@@ -376,6 +341,47 @@ class Rules:
         if own.used >= own.subtree or own.used + self._need().gpus_milli <= own.subtree:
             return ("borrowing",)  # it has all it owns, or ends inside in any case
         return ("inside", "borrowing") if self.rules.while_borrowing == "never" else ("borrowing", "inside")
+
+
+def may_take(this: Pass, spec: Workload) -> bool:
+    """Whether one that asks for that could have a victim, whoever runs elsewhere: by its own queue's rules and what
+    that owns."""
+    state, mine = this.state, spec.queue
+    rules = rules_of(state, mine)
+    if this.shares is not None or rules.while_borrowing == "lower_priority":
+        return True
+    if rules.within_queue != "never":
+        for (queue, priority, preemptible), group in state.groups.items():
+            if queue == mine and preemptible and group.gangs and _in_queue(rules, spec.priority, priority):
+                return True
+        for new in this.trial.new():
+            begun = new.spec
+            if begun.queue == mine and begun.preemptible and _in_queue(rules, spec.priority, begun.priority):
+                return True
+    if rules.reclaim == "never" or not state.quota.enforced:
+        return False
+    branches = [own for flavor in state.capacity.by_flavor if (own := state.quota.branch(mine, flavor)) is not None]
+    needs = [need_milli(spec, spec.min_size, option) for option in options_of(spec)]
+    return any(_covered_depth(own, need) >= 0 for need in needs for own in branches)
+
+
+def _in_queue(rules: PreemptionRules, mine: int, theirs: int) -> bool:
+    """Whether one of priority `mine` may take from one of its own queue."""
+    rule = rules.within_queue
+    if theirs < mine:
+        return rule in ("lower_priority", "lower_or_newer_equal_priority")
+    return theirs == mine and rule == "lower_or_newer_equal_priority"
+
+
+def _covered_depth(own: Branch, need: int) -> int:
+    """See Rules._covered_depth; `need` in thousandths of GPUs."""
+    left, branch = need, own
+    while branch.used + left > branch.subtree:
+        if branch.parent is None:
+            return -1
+        left = max(0, left - max(0, branch.kept - branch.used))
+        branch = branch.parent
+    return branch.depth
 
 
 def _borrows(branch: Branch, own: Branch, spare: int) -> bool:

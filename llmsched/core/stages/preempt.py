@@ -19,7 +19,7 @@ from llmsched.core.decisions import Preempt
 from llmsched.core.message import say, workload
 from llmsched.core.records import GangState, amount_of
 from llmsched.core.resources import MILLI
-from llmsched.core.rules import IN_QUEUE, Rules, is_on
+from llmsched.core.rules import IN_QUEUE, Rules, is_on, may_take
 from llmsched.core.scheduling_pass import Later, Pass
 from llmsched.core.stages import evict, outrank, place, shrink, victims
 from llmsched.core.stages.choice import Choice
@@ -56,8 +56,7 @@ def run(
         delay = state.configuration.scheduling.preemption_delay_s
         if not plan.has_come(gang.queued_since + delay, say("eta.delay")):
             return False
-        rules = Rules(later, gang)
-        if not rules.may_take() or not victims.are_enough(later, gang, rules):
+        if not may_take(later, gang.spec) or not victims.are_enough(later, gang, Rules(later, gang)):
             return False
         choice, smaller = _searched(this, later, gang, only)
     if choice is None:

@@ -13,7 +13,7 @@ from llmsched.core.past_use import next_count
 from llmsched.core.planned import Promise
 from llmsched.core.records import GangState
 from llmsched.core.resources import MILLI
-from llmsched.core.rules import Rules, is_on
+from llmsched.core.rules import Rules, is_on, may_take
 from llmsched.core.run_times import runtime_s
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.shapes import Shape, Stamp
@@ -138,7 +138,7 @@ class Unasked:
         """Whether there is anybody whom one of the class might evict."""
         may = self._may.get(shape.gpus)
         if may is None:
-            may = self._may[shape.gpus] = Rules(self.this, self.state.gangs[shape.entries[0][1]]).may_take()
+            may = self._may[shape.gpus] = may_take(self.this, shape.sample)
         return may
 
     def _finds_nobody(self, shape: Shape) -> bool:

@@ -17,8 +17,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import cache
-from heapq import heappop, heappush, merge
-from itertools import chain
+from heapq import heapify, heappop, heappush, heapreplace, merge
 from math import exp, floor, inf, log
 from typing import Any, NamedTuple, TypeVar
 
@@ -196,31 +195,32 @@ class Declared:
 
     def _late(self, now: float, limits: Limits) -> Iterator[Bound]:
         """Of the first tier: bounds of -unfairness, the worst first."""
-        late = limits.late
-        ways = []
+        _, contention, _, shortest, _, _, late = limits
+
+        def bound(waited: float, seconds: float) -> float:
+            return -(waited / (seconds * shortest) + 1.0) / contention - FINE
+
+        ahead: list[tuple[float, int, int]] = []  # (what nobody of a bucket from there on is below, bucket, place)
         for number, bucket in self._buckets.items():
-            edge = _edge(number)
-            if now - bucket[0][0] >= late * edge:
-                ways.append(self._late_of(bucket, now, late, edge, limits))
+            waited, edge = now - bucket[0][0], _edge(number)
+            if waited >= late * edge:
+                ahead.append((bound(waited, edge), number, 0))
+        heapify(ahead)
         known: list[Bound] = []
-        for least, bound, name in merge(*ways) if len(ways) > 1 else chain(*ways):
+        while ahead:
+            least, number, place = ahead[0]
             while known and known[0][0] < least:
                 yield heappop(known)
-            heappush(known, (bound, name))
+            bucket, edge = self._buckets[number], _edge(number)
+            since, seconds, name = bucket[place]
+            heappush(known, (bound(now - since, seconds), name))
+            waited = now - bucket[place + 1][0] if place + 1 < len(bucket) else -inf
+            if waited >= late * edge:
+                heapreplace(ahead, (bound(waited, edge), number, place + 1))
+            else:
+                heappop(ahead)
         while known:
             yield heappop(known)
-
-    def _late_of(
-        self, bucket: list[tuple[float, float, str]], now: float, late: float, edge: float, limits: Limits
-    ) -> Iterator[tuple[float, float, str]]:
-        """(what is no worse than the bound of anybody who follows, the bound of this one, who it is)."""
-        _, contention, _, shortest, _, _, _ = limits
-        for since, seconds, name in bucket:
-            waited = now - since
-            if waited < late * edge:
-                return
-            least = -(waited / (edge * shortest) + 1.0) / contention - FINE
-            yield least, -(waited / (seconds * shortest) + 1.0) / contention - FINE, name
 
     def _poles(self, limits: Limits) -> Iterator[Bound]:
         """Of the second tier: bounds of -seconds, the longest first."""
