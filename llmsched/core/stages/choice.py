@@ -5,6 +5,7 @@ Knows no places: which sets there are is for preempt.py to find.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llmsched.core.records import GangState
@@ -31,6 +32,17 @@ class Choice:
             level[0] += cost[victim.id]
             level[1] += 1
         return self.shortfall, reluctant, tuple((*level, *levels[level]) for level in sorted(levels, reverse=True))
+
+    def loses_nothing(self, rules: Rules, cost: dict[str, int], allowed: Sequence[tuple[GangState, str]]) -> bool:
+        """Whether no set of those that are `allowed`, each with its reason code, ranks before it: it is one gang, of
+        which nothing is lost, and nobody would leave sooner."""
+        if len(self.victims) > 1 or self.shortfall or self.lost(cost):
+            return False
+        [victim] = self.victims
+        level = (victim.spec.priority, rules.seniority(victim, self.why[victim.id]))
+        if rules.is_reluctant(victim):
+            return False
+        return all(level <= (other.spec.priority, rules.seniority(other, code)) for other, code in allowed)
 
     def is_much_better(self, other: Choice, rules: Rules, cost: dict[str, int]) -> bool:
         """Whether a queue is spared, or at most half as much is lost."""

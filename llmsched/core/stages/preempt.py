@@ -175,7 +175,9 @@ class Search:
         if not allowed or short > 0:
             return None
         best = self._in_best_scope(mask, kinds, allowed)
-        return None if best is None else self._with_less_loss(best, mask, kinds)
+        if best is None or best.loses_nothing(rules, self.cost_of, allowed):
+            return best
+        return self._with_less_loss(best, mask, kinds)
 
     def _with_less_loss(self, best: Choice, mask: int, kinds: list[list[Row]]) -> Choice:
         """A better set than the one that taking and sparing by turns has led to, if a bounded search finds one. It goes
@@ -266,6 +268,8 @@ class Search:
                 continue
             if best is None or choice.rank(self.rules, self.cost_of) < best.rank(self.rules, self.cost_of):
                 best = choice
+                if best.loses_nothing(self.rules, self.cost_of, allowed):
+                    break
         return best
 
     def _ask(self, scope: int) -> Ask:
