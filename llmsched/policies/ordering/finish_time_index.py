@@ -166,11 +166,7 @@ class Declared:
     def bound(self, now: float, limits: Limits) -> tuple[int, int, float]:
         """(urgency, tier, what is no worse than anybody's key in it)."""
         _, contention, pole_s, shortest, mean, longest, late = limits
-        if self._furthest is None or not self._furthest.at <= now < self._furthest.until:
-            firsts = [(bucket[0][0], _edge(number)) for number, bucket in self._buckets.items()]
-            self._furthest = furthest_behind(firsts, now)
-        since, seconds, _, _ = self._furthest
-        worst = (now - since) / seconds
+        worst = self._worst(now)
         if worst >= late:
             return self.urgency, 0, -(worst / shortest + 1.0) / contention - FINE
         self._keep_to(limits)
@@ -185,6 +181,15 @@ class Declared:
             least = by_left[0][0]
         return self.urgency, 2, least * self._root - CLOSE
 
+    def _worst(self, now: float) -> float:
+        """What nobody has waited for longer than, in units of its run time."""
+        furthest = self._furthest
+        if furthest is None or not furthest.at <= now < furthest.until:
+            firsts = [(bucket[0][0], _edge(number)) for number, bucket in self._buckets.items()]
+            furthest = self._furthest = furthest_behind(firsts, now)
+        since, seconds, _, _ = furthest
+        return (now - since) / seconds
+
     def first(self, now: float, key: KeyOf, limits: Limits) -> Iterator[tuple[Key, str]]:
         self._keep_to(limits)
         given: set[str] = set()
@@ -196,6 +201,8 @@ class Declared:
     def _late(self, now: float, limits: Limits) -> Iterator[Bound]:
         """Of the first tier: bounds of -unfairness, the worst first."""
         _, contention, _, shortest, _, _, late = limits
+        if self._worst(now) < late:
+            return
 
         def bound(waited: float, seconds: float) -> float:
             return -(waited / (seconds * shortest) + 1.0) / contention - FINE
