@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from math import inf
+from typing import NamedTuple
 
-from llmsched.core.amounts import bundle_milli, flavor_of, need_milli, need_of, options_of
+from llmsched.core.amounts import bundle_milli, flavor_of, need_of, options_of
 from llmsched.core.configuration import PreemptionRules, Queue
 from llmsched.core.fair import BORROWED, GUARANTEE, TOTAL, Shares
 from llmsched.core.message import Message, say
@@ -19,7 +20,6 @@ from llmsched.core.resources import ZERO, Resources
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.state import State
 from llmsched.core.status import ACTIVE
-from llmsched.core.workload import Workload
 
 EVICTIONS_AN_HOUR = 6  # of one gang; rotation by rank (rank.py) is bounded by its quantum instead
 IN_QUEUE, RECLAIM, WHILE_BORROWING, FAIR = (
@@ -282,7 +282,15 @@ class Rules:
         that branch has lent to others is the gang's to take back."""
         known = self._covered.get(flavor)
         if known is None:
-            known = self._covered[flavor] = _covered_depth(own, self._need().gpus_milli)
+            known, left, branch = -1, self._need().gpus_milli, own
+            while known < 0:
+                if branch.used + left <= branch.subtree:
+                    known = branch.depth
+                if branch.parent is None:
+                    break
+                left = max(0, left - max(0, branch.kept - branch.used))
+                branch = branch.parent
+            self._covered[flavor] = known
         return known
 
     def _need(self) -> Resources:
@@ -343,26 +351,44 @@ class Rules:
         return ("inside", "borrowing") if self.rules.while_borrowing == "never" else ("borrowing", "inside")
 
 
-def may_take(this: Pass, spec: Workload) -> bool:
-    """Whether one that asks for that could have a victim, whoever runs elsewhere: by its own queue's rules and what
-    that owns."""
-    state, mine = this.state, spec.queue
-    rules = rules_of(state, mine)
-    if this.shares is not None or rules.while_borrowing == "lower_priority":
-        return True
-    if rules.within_queue != "never":
-        for (queue, priority, preemptible), group in state.groups.items():
-            if queue == mine and preemptible and group.gangs and _in_queue(rules, spec.priority, priority):
-                return True
-        for new in this.trial.new():
-            begun = new.spec
-            if begun.queue == mine and begun.preemptible and _in_queue(rules, spec.priority, begun.priority):
-                return True
-    if rules.reclaim == "never" or not state.quota.enforced:
-        return False
-    branches = [own for flavor in state.capacity.by_flavor if (own := state.quota.branch(mine, flavor)) is not None]
-    needs = [need_milli(spec, spec.min_size, option) for option in options_of(spec)]
-    return any(_covered_depth(own, need) >= 0 for need in needs for own in branches)
+class Rights(NamedTuple):
+    """What gangs of one queue may have a right to, as things stand, whoever runs elsewhere. `lowest`: the priority of
+    those of their own that may be preempted; `owned`: thousandths of GPUs that the queue owns and has not, or that a
+    branch above may take back; -1: nothing."""
+
+    rules: PreemptionRules
+    always: bool
+    lowest: int | None
+    owned: int
+
+    def may_take(self, priority: int, least_milli: int) -> bool:
+        """Whether one of that priority, which needs so many thousandths of GPUs at least, could have a victim."""
+        is_above = self.lowest is not None and _in_queue(self.rules, priority, self.lowest)
+        return self.always or is_above or 0 <= least_milli <= self.owned
+
+
+def rights_of(this: Pass, queue: str) -> Rights:
+    state, rules = this.state, rules_of(this.state, queue)
+    always = this.shares is not None or rules.while_borrowing == "lower_priority"
+    own = [priority for (name, priority, may), group in state.groups.items() if name == queue and may and group.gangs]
+    own += [new.spec.priority for new in this.trial.new() if new.spec.queue == queue and new.spec.preemptible]
+    owned = -1
+    if rules.reclaim != "never" and state.quota.enforced:
+        every = (state.quota.branch(queue, flavor) for flavor in state.capacity.by_flavor)
+        owned = max((_covered(branch) for branch in every if branch is not None), default=-1)
+    return Rights(rules, always, min(own, default=None), owned)
+
+
+def _covered(branch: Branch) -> int:
+    """What a gang of that queue may need at most for a `_covered_depth`; -1: it has none."""
+    most, kept, above = -1, 0, branch
+    while True:
+        if above.used <= above.subtree:
+            most = max(most, kept + above.subtree - above.used)
+        if above.parent is None:
+            return most
+        kept += max(0, above.kept - above.used)
+        above = above.parent
 
 
 def _in_queue(rules: PreemptionRules, mine: int, theirs: int) -> bool:
@@ -371,17 +397,6 @@ def _in_queue(rules: PreemptionRules, mine: int, theirs: int) -> bool:
     if theirs < mine:
         return rule in ("lower_priority", "lower_or_newer_equal_priority")
     return theirs == mine and rule == "lower_or_newer_equal_priority"
-
-
-def _covered_depth(own: Branch, need: int) -> int:
-    """See Rules._covered_depth; `need` in thousandths of GPUs."""
-    left, branch = need, own
-    while branch.used + left > branch.subtree:
-        if branch.parent is None:
-            return -1
-        left = max(0, left - max(0, branch.kept - branch.used))
-        branch = branch.parent
-    return branch.depth
 
 
 def _borrows(branch: Branch, own: Branch, spare: int) -> bool:

@@ -19,7 +19,7 @@ from llmsched.core.decisions import Preempt
 from llmsched.core.message import say, workload
 from llmsched.core.records import GangState, amount_of
 from llmsched.core.resources import MILLI
-from llmsched.core.rules import IN_QUEUE, Rules, is_on, may_take
+from llmsched.core.rules import IN_QUEUE, Rules, is_on, rights_of
 from llmsched.core.scheduling_pass import Later, Pass
 from llmsched.core.stages import evict, outrank, place, shrink, victims
 from llmsched.core.stages.choice import Choice
@@ -56,7 +56,10 @@ def run(
         delay = state.configuration.scheduling.preemption_delay_s
         if not plan.has_come(gang.queued_since + delay, say("eta.delay")):
             return False
-        if not may_take(later, gang.spec) or not victims.are_enough(later, gang, Rules(later, gang)):
+        least = least_milli(gang.spec, gang.spec.min_size)
+        if not rights_of(later, gang.spec.queue).may_take(gang.spec.priority, least):
+            return False
+        if not victims.are_enough(later, gang, Rules(later, gang)):
             return False
         choice, smaller = _searched(this, later, gang, only)
     if choice is None:

@@ -13,7 +13,7 @@ from llmsched.core.past_use import next_count
 from llmsched.core.planned import Promise
 from llmsched.core.records import GangState
 from llmsched.core.resources import MILLI
-from llmsched.core.rules import Rules, is_on, may_take
+from llmsched.core.rules import Rights, Rules, is_on, rights_of
 from llmsched.core.run_times import runtime_s
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.shapes import Shape, Stamp
@@ -38,8 +38,8 @@ class Unasked:
         self._keeps = guarantee.is_kept(this)
         self._left_out: Stamp | None = None  # see `may_leave_out`
         self._free: dict[tuple[object, ...], int] = {}  # thousandths of GPUs, until somebody starts,
-        self._may: dict[tuple[object, ...], bool] = {}  # and whether there is anybody who might be a victim,
-        self._finds: dict[tuple[object, ...], bool] = {}  # or are enough of those
+        self._rights: dict[str, Rights] = {}  # and what those of a queue may take,
+        self._finds: dict[tuple[object, ...], bool] = {}  # or whether there are enough of those that they may
 
     def begin_round(self) -> None:
         self._left_out = self._may_leave_out()
@@ -47,7 +47,7 @@ class Unasked:
     def forget_room(self) -> None:
         """Somebody starts, or leaves."""
         self._free.clear()
-        self._may.clear()
+        self._rights.clear()
         self._finds.clear()
 
     def stamp(self) -> Stamp | None:
@@ -136,10 +136,10 @@ class Unasked:
 
     def _may_take(self, shape: Shape) -> bool:
         """Whether there is anybody whom one of the class might evict."""
-        may = self._may.get(shape.gpus)
-        if may is None:
-            may = self._may[shape.gpus] = may_take(self.this, shape.sample)
-        return may
+        rights = self._rights.get(shape.queue)
+        if rights is None:
+            rights = self._rights[shape.queue] = rights_of(self.this, shape.queue)
+        return rights.may_take(shape.sample.priority, shape.least_total)
 
     def _finds_nobody(self, shape: Shape) -> bool:
         """Where shares say from whom to take: whether there are too few of those as things stand. That is another one
