@@ -166,7 +166,8 @@ class Index:
         which is below everything."""
         if self._bound is None:
             return ()
-        self._ordering.answers_of_index(None)
+        if self._ordering._view is not None:
+            self._ordering._first()
         try:
             found = self._bound(now)
         except Exception as error:

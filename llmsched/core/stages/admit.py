@@ -210,16 +210,18 @@ class Admission:
 
         untold, starts, told, policies = list[Shape](), self.calendar.starts(), self.this.told, self.this.policies
         for shape in needs_more if is_counted else ():
-            examined, is_unread = shape.examined, shape.is_unread
+            examined, is_unread, starts_later = shape.examined, shape.is_unread, shape in starts
             is_known = stamp is not None and examined is not None and examined.room == stamp.room
-            if is_known and examined == stamp and shape.wake_at is None and is_unread and shape not in starts:
-                continue  # of thousands most have been told so before
-            is_new = is_unread and (shape in starts or not (is_known or shape in told))
+            if is_unread and not starts_later:
+                if is_known and examined == stamp and shape.wake_at is None:
+                    continue  # of thousands most have been told so before
+                if not is_known and shape not in told and shape.would_ask_the_same(policies):
+                    shape.examined, shape.wake_at = stamp, None
+                    continue
+            is_new = is_unread and (starts_later or not (is_known or shape in told))
             if is_new or not ((is_known or self.by_rank) and is_told(shape)):
                 shape.examined, shape.wake_at = stamp, None
-                is_same = is_new and shape not in starts and shape not in told and shape.would_ask_the_same(policies)
-                if not is_same:
-                    untold.append(shape)
+                untold.append(shape)
         self.this.tell_who_ask(untold, starts)
         for shape in left_out:
             if not is_told(shape):

@@ -227,7 +227,7 @@ class Line:
         self.passed_over: list[Shape] = []  # whose turn had gone by when somebody made room
         self._most_of = most_of
         self._without = without
-        self._without_of = Counter(id(state.gangs[name].shape) for name in without)
+        self._without_of = Counter(id(state.gangs[name].shape) for name in without) if without else {}
         self._needs_no_key = False
         for queue, kins in lines.items():
             shapes = [shape for kin in kins for shape in kin.live.values()]
