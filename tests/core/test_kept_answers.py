@@ -11,17 +11,26 @@ import worlds
 from ledger import Given, Nominate, Preempt, cluster
 
 from llmsched.core import decisions, facts, planned
+from llmsched.core.amounts import options_of
 from llmsched.core.configuration import NodeType, PreemptionRules
 from llmsched.core.past_use import last_count, next_count, period_s
 from llmsched.core.resources import Resources
+from llmsched.core.rules import Rules
 from llmsched.core.scheduler import decide, turn
+from llmsched.core.shapes import Shape
 from llmsched.core.snapshot import freeze, thaw
-from llmsched.core.stages import longest
+from llmsched.core.stages import longest, victims
+from llmsched.core.stages.choice import Choice
+from llmsched.core.stages.preempt import Search
+from llmsched.core.stages.unasked import Unasked
 from llmsched.core.state import State
 from llmsched.core.status import Status
 from llmsched.core.trial import Trial
 from llmsched.core.workload import Group, Option, Workload
 from llmsched.policies.registry import load
+
+RIGHTS = (7, 12, 14, 24, 29, 33, 34)  # worlds in which classes are asked whether they may take anything,
+NOTHING_LOST = (13, 23, 24, 29, 31, 37)  # and in which somebody finds victims, in most of them at no loss
 
 
 class Story:
@@ -416,3 +425,53 @@ def test_a_timeline_that_several_share_is_what_it_would_be_afresh(seed: int, mon
         monkeypatch.setattr(module, "timeline_for", both)
     worlds.play(seed, folds=10**9)
     assert compared > 0
+
+
+@pytest.mark.parametrize("seed", RIGHTS)
+def test_what_a_queue_has_a_right_to_is_what_each_of_its_classes_would_find(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In random worlds: kept for all of them until somebody starts or leaves."""
+    kept, answers = Unasked._may_take, set[bool]()
+
+    def both(self: Unasked, shape: Shape) -> bool:
+        state, first = self.state, self.state.gangs[shape.entries[0][1]]
+        rules = Rules(self.this, first)
+        theirs = [(queue, priority) for (queue, priority, may), group in state.groups.items() if may and group.gangs]
+        theirs += [(new.spec.queue, new.spec.priority) for new in self.trial.new() if new.spec.preemptible]
+        may = rules.shares is not None or rules.rules.while_borrowing == "lower_priority"
+        may = may or any(queue == shape.queue and rules.group(queue, priority) for queue, priority in theirs)
+        may_reclaim = rules.rules.reclaim != "never" and state.quota.enforced
+        for option in options_of(first.spec) if may_reclaim else ():
+            rules.option = option
+            rules._covered.clear()
+            branches = [(flavor, state.quota.branch(shape.queue, flavor)) for flavor in state.capacity.by_flavor]
+            may = may or any(own is not None and rules._covered_depth(own, flavor) >= 0 for flavor, own in branches)
+        assert kept(self, shape) is may
+        answers.add(may)
+        return may
+
+    monkeypatch.setattr(Unasked, "_may_take", both)
+    worlds.play(seed, folds=10**9)
+    assert answers
+
+
+@pytest.mark.parametrize("seed", NOTHING_LOST)
+def test_looking_no_further_where_nothing_is_lost_finds_what_all_sets_would(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, compared = Search._with_option, 0
+
+    def both(self: Search, mask: int, eligible: list[victims.Row]) -> Choice | None:
+        nonlocal compared
+        with monkeypatch.context() as patched:
+            patched.setattr(Choice, "loses_nothing", lambda *_: False)
+            fresh = kept(self, mask, eligible)
+        found = kept(self, mask, eligible)
+        assert found == fresh
+        compared += found is not None
+        return found
+
+    monkeypatch.setattr(Search, "_with_option", both)
+    worlds.play(seed, folds=10**9)
+    assert compared
