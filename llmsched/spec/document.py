@@ -7,11 +7,12 @@ refused, so nothing but text, numbers, booleans and null can come out. The scala
 
 from __future__ import annotations
 
+import codecs
 import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -99,6 +100,39 @@ def parse(text: str | bytes, filename: str) -> tuple[list[Document], list[Proble
     return documents, reader.problems
 
 
+class _Seen(NamedTuple):
+    """`place`: line and column; None: where YAML says."""
+
+    place: tuple[int, int] | None = None
+    problem: str = ""
+    hint: str = ""
+
+
+def _what_nobody_sees(text: str | bytes, place: tuple[int, int] | None) -> _Seen:
+    """What is probably wrong with a text that is no YAML, where an editor does not show it."""
+    if isinstance(text, bytes):
+        if text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            return _Seen()
+        try:
+            text = text.decode()
+        except UnicodeDecodeError as error:
+            before = text[: error.start]
+            where = before.count(b"\n") + 1, len(before.rpartition(b"\n")[2].decode()) + 1
+            return _Seen(where, f"the byte 0x{text[error.start]:02x} is no UTF-8", "Save the file as UTF-8.")
+    lines = text.split("\n")
+    for number, line in enumerate(lines, 1):
+        for character in ("\u00a0", "\u3000", "\u200b", "\ufeff"):
+            if character in line.removeprefix("\ufeff" if number == 1 else ""):
+                name = f"U+{ord(character):04X}"
+                return _Seen(
+                    (number, line.index(character) + 1), "", f"There is an invisible {name}: write a plain space."
+                )
+    line, column = place or (0, 0)
+    if 0 < line <= len(lines) and "\t" in lines[line - 1][:column]:
+        return _Seen(None, "", "There is a tab: indent with spaces.")
+    return _Seen()
+
+
 class _Reader:
     def __init__(self, filename: str) -> None:
         self.filename = filename
@@ -117,10 +151,11 @@ class _Reader:
         except (yaml.YAMLError, UnicodeError) as error:
             mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
             problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "cannot be read"
-            self.stop(mark, f"not valid YAML: {problem}")
+            seen = _what_nobody_sees(text, _place(mark) if mark is not None else None)
+            self.stop(seen.place or mark, f"not valid YAML: {seen.problem or problem}", hint=seen.hint)
 
-    def stop(self, mark: Any, message: str, code: str = "invalid_spec") -> None:
-        self.note(mark, message, code=code)
+    def stop(self, mark: Any, message: str, code: str = "invalid_spec", hint: str = "") -> None:
+        self.note(mark, message, hint, code)
         raise _Broken
 
     def note(self, mark: Any, message: str, hint: str = "", code: str = "invalid_spec") -> None:

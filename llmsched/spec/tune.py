@@ -53,6 +53,11 @@ class Domain(Section):
         given = (self.uniform, self.loguniform, self.randint, self.choice, self.grid)
         if sum(value is not None for value in given) != 1:
             raise ValueError("expected exactly one of uniform, loguniform, randint, choice, grid")
+        for each in (*(self.grid or ()), *(self.choice or ())):
+            if isinstance(each, dict) and len(each) == 1 and {*each} <= {*type(self).model_fields}:
+                raise ValueError(
+                    f"{json.dumps(each)[:60]} stands in a list, where values stand: no domain has others in it"
+                )
         bounds = self.uniform or self.loguniform or self.randint
         if bounds and not bounds[0] < bounds[1]:
             raise ValueError("expected the lower bound first")

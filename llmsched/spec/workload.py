@@ -266,7 +266,7 @@ class WorkloadSpec(Section):
     topology: TopologySpec = Field(default_factory=TopologySpec)
     placement: Placement = Field(default_factory=Placement)
     environment: Environment = Field(default_factory=Environment)
-    after: list[RunName] = Field(default=[], max_length=100)
+    after: Annotated[list[RunName], AfterValidator(_once_each)] = Field(default=[], max_length=100)
     retry: Retry = Field(default_factory=Retry)
     preemption: Preemption = Field(default_factory=Preemption)
     budget: Budget | None = None

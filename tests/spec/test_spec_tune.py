@@ -75,6 +75,7 @@ REFUSED = [
     (TASK, ["space: {envs.A: {grid: [1, 2, 1]}}"], '1 stands there twice; "samples" says how often'),
     (TASK, ["space: {envs.A: {grid: [1, '1']}}"], '"1" stands there twice'),
     (TASK, ["space: {envs.A: {grid: [1]}, envs: {grid: [{A: '2'}]}}"], 'is part of "envs", which is varied as a whole'),
+    (TASK, ["space: {envs.A: {choice: [{uniform: [0, 1]}]}}"], "no domain has others in it"),
     (TASK, ["space: {envs.A: {uniform: [-1.0e+308, 1.0e+308]}}"], "too far apart"),
     (LOOP, ["space: {a: {uniform: [0.0, 1.0]}}", "metric: a", "searcher: optuna"], "compares trials, and this is one"),
     (
