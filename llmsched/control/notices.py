@@ -307,14 +307,28 @@ class Notifier:
         now = self._clock.now()
         busy = Counter(self._pending[key].user for key in self._sending if key in self._pending)
         waiting = sorted((row.due, key) for key, row in self._pending.items() if key not in self._sending)
+        begun = self._begun()
         for due, key in waiting:
             if due > now:
                 return due - now
-            user = self._pending[key].user
+            row = self._pending[key]
+            user, first = row.user, begun.get((row.workload, row.number), row)
+            if first.at < row.at:
+                continue  # a receiver hears of one workload in the order in which it came about
+            begun[(row.workload, row.number)] = first
             if len(self._sending) < AT_ONCE and busy[user] < AT_ONCE_OF_ONE:
                 busy[user] += 1
                 self._sending[key] = asyncio.create_task(self._send(self._pending[key]))
         return LONGEST_PAUSE_S  # whoever ends sending wakes it
+
+    def _begun(self) -> dict[tuple[str, int], NoticeRow]:
+        """By workload and entry of its `notify`, the first message that is on its way, or was and did not arrive."""
+        found: dict[tuple[str, int], NoticeRow] = {}
+        for key, row in self._pending.items():
+            if row.tries or key in self._sending:
+                place = row.workload, row.number
+                found[place] = min(found.get(place, row), row, key=lambda one: one.at)
+        return found
 
     async def _send(self, row: NoticeRow) -> None:
         key = key_of(row)

@@ -127,6 +127,25 @@ def test_a_receiver_that_is_away_is_tried_again_ever_later_and_one_that_is_gone_
     asyncio.run(story())
 
 
+def test_a_receiver_that_was_away_hears_in_order_and_others_do_not_wait_for_it():
+    """Before, what came while it was away was told first: a run that had succeeded, and then that it runs."""
+
+    async def story():
+        hooks, clock = Hooks(webhooks.Undelivered("no answer")), ManualClock()
+        running = asyncio.ensure_future(_let_time_pass(clock))
+        both, other = {"url": HOOK, "on": ["running", "succeeded"]}, {"url": f"{HOOK}/b", "on": ["succeeded"]}
+        try:
+            async with controlling(fake_cluster(clock=clock, one=QUICK), clock=clock, post=hooks) as controller:
+                await controller.submit([task("one", notify=[both, other])], user=ANN)
+                await until(lambda: len(hooks.told) == 3)
+                told = [(url, body["event"]) for url, body, _ in hooks.told]
+                assert told == [(f"{HOOK}/b", "succeeded"), (HOOK, "running"), (HOOK, "succeeded")]
+        finally:
+            running.cancel()
+
+    asyncio.run(story())
+
+
 def _outcomes(controller, name):
     return [one.outcome for one in controller.notices_of(controller.state.find(name))]
 
