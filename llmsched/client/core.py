@@ -436,13 +436,12 @@ class AsyncClient(UsageQuestions):
         for each in wanted:
             file = Path(each) if isinstance(each, str | Path) else None
             loaded = [given.checked(each)] if file is None else given.load_file(file)
-            base = Path() if file is None else file.parent
             said = {} if reads is None else reads
-            ready += [await self._with_workdir(spec, base, upload=upload, reads=said) for spec in loaded]
+            ready += [await self._with_workdir(spec, file, upload=upload, reads=said) for spec in loaded]
         return ready
 
-    async def _with_workdir(self, spec: Any, base: Path, *, upload: bool, reads: dict[str, list[str]]) -> Any:
-        folder = spec.workdir
+    async def _with_workdir(self, spec: Any, file: Path | None, *, upload: bool, reads: dict[str, list[str]]) -> Any:
+        folder, base = spec.workdir, Path() if file is None else file.parent
         if folder is not None and folder.startswith(http_models.WORKDIR_PREFIX):
             return spec
         from llmsched.client import sources
@@ -450,7 +449,7 @@ class AsyncClient(UsageQuestions):
         if folder is None:
             await asyncio.to_thread(sources.check_apps, spec, None)
             return spec
-        packed = await asyncio.to_thread(workdir.pack, base / folder)
+        packed = await asyncio.to_thread(workdir.pack, base / folder, file)
         sources.check_shipped(spec, packed.leaves_out)
         reads[spec.name] = [*await asyncio.to_thread(sources.check, spec, base / folder), packed.note()]
         if upload:

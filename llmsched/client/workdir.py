@@ -55,12 +55,17 @@ class Packed(NamedTuple):
         return next((self.left_out[each] for each in above if each in self.left_out), "")
 
 
-def pack(folder: Path, *, limit_bytes: int = LIMIT_BYTES) -> Packed:
-    """Raises SpecError when the folder is not there, is too large, or has links that lead out of it."""
+def pack(folder: Path, spec: Path | None = None, *, limit_bytes: int = LIMIT_BYTES) -> Packed:
+    """`spec`: the file that is applied, which stays at home: a change of it alone is none of the work's code. Raises
+    SpecError when the folder is not there, is too large, or has links that lead out of it."""
     if not folder.is_dir():
         raise SpecError(f"the workdir {folder} is not a folder.", code="workdir")
     left_out: dict[str, str] = {}
     files = sorted(_files(folder, left_out), key=lambda file: file.relative_to(folder).as_posix())
+    for itself in [file for file in files if spec is not None and file.name == spec.name and file.samefile(spec)]:
+        files.remove(itself)
+        name = itself.relative_to(folder).as_posix()
+        left_out[name] = name
     size = _check_size(folder, files, limit_bytes)
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:

@@ -44,6 +44,19 @@ def test_what_nobody_wants_on_a_worker_stays_at_home(tmp_path: Path) -> None:
     assert names(pack(folder).content) == ["data/small.csv", "main.py", "pkg/x.py"]
 
 
+def test_the_file_that_is_applied_is_no_part_of_the_work_it_describes(tmp_path: Path) -> None:
+    """Before, another priority in a spec that lies in its workdir made other work of what ran."""
+    folder = fill(tmp_path, "main.py", "spec.yaml", "jobs/spec.yaml")
+    before = pack(folder, folder / "spec.yaml")
+    assert names(before.content) == ["jobs/spec.yaml", "main.py"]
+    assert before.note().endswith("; leaves out spec.yaml")
+    (folder / "spec.yaml").write_text("priority: 3")
+    assert pack(folder, Path(os.path.relpath(folder / "spec.yaml"))).sha256 == before.sha256
+    assert "spec.yaml" in names(pack(folder, folder / "jobs" / "spec.yaml").content)
+    alone = fill(tmp_path / "alone", "a.yaml")
+    check(io.BytesIO(pack(alone, alone / "a.yaml").content))  # nothing is left, and that may travel
+
+
 def test_too_much_is_refused_with_what_is_large(tmp_path: Path) -> None:
     fill(tmp_path, "main.py")
     (tmp_path / "model").mkdir()
