@@ -104,7 +104,7 @@ def check_publish(spec: TrainSpec) -> None:
     if train.evaluation is None:
         message = f'nothing would be published: "{name}" is of no evaluation. Write train.evaluation, or leave this out'
         raise WrongAt(message, "publish", "when")
-    known = _measured(train) + (["sparsity"] if train.prune else [])
+    known = [*measured(train), *_before(train), *(["sparsity"] if train.prune else [])]
     if name not in known:
         raise WrongAt(
             f'nothing would be published: the result has no "{name}"; {_meant(name, known)}', "publish", "when"
@@ -127,15 +127,20 @@ def check_told(spec: WorkloadSpec, known: Sequence[str], more: Sequence[str] = (
 
 def reported(train: TrainSection) -> list[str]:
     """The numbers of our own loop, as it reports them on its way."""
-    return ["loss", "learning_rate", "epoch", "step", *(_measured(train) if train.evaluation else ())]
+    return ["loss", "learning_rate", "epoch", "step", *measured(train), *_before(train)]
 
 
-def _measured(train: TrainSection) -> list[str]:
-    assert train.evaluation is not None
+def measured(train: TrainSection) -> list[str]:
+    """The numbers of an evaluation of our own loop: the first two of the task, and those that are asked for."""
+    if train.evaluation is None:
+        return []
     asked = {*train.evaluation.metrics, train.evaluation.best}
-    measured = [each for n, each in enumerate(metrics_of(train.task, train.objective)) if n < 2 or each in asked]
-    known = [f"eval.{each}" for each in measured]
-    return known + ([f"{each}_before" for each in known] if train.evaluation.before else [])
+    return [f"eval.{each}" for n, each in enumerate(metrics_of(train.task, train.objective)) if n < 2 or each in asked]
+
+
+def _before(train: TrainSection) -> list[str]:
+    is_asked = train.evaluation is not None and train.evaluation.before
+    return [f"{each}_before" for each in measured(train)] if is_asked else []
 
 
 def _number_in(condition: str) -> str:

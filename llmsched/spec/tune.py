@@ -218,8 +218,7 @@ class TuneSpec(FiniteSpec):
         train, metric = self.tune.train, self.tune.metric
         if train is None or train.base_model is None or metric is None:
             return
-        measured = [*train.evaluation.metrics, train.evaluation.best] if train.evaluation else []
-        known = ["loss", *dict.fromkeys(f"eval.{name}" for name in measured if name)]
+        known = ["loss", *effects.measured(train)]
         if metric not in known:
             near = validation.nearest(metric, known)
             hint = f'did you mean "{near}"?' if near else f"it reports {', '.join(known)}"

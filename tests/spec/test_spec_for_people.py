@@ -13,6 +13,7 @@ import yaml
 from waiting import PATIENCE_S
 
 import llmsched
+from llmsched.errors import SpecError
 from llmsched.spec import init
 from llmsched.spec.diff import diff, diff_parcels
 from llmsched.spec.load import KINDS, load
@@ -119,3 +120,22 @@ heavy = {"ray", "torch", "transformers", "peft", "numpy", "fastapi", "httpx"} & 
 assert not heavy, heavy
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE_S)
+
+
+@pytest.mark.parametrize(
+    ("data", "place", "words"),
+    [
+        (
+            "name: t\nlabels: {a: \xe4}\n".encode("latin-1"),
+            "2:13",
+            "the byte 0xe4 is no UTF-8. Save the file as UTF-8.",
+        ),
+        ("name: t\nkind:\u00a0task\ntask: {run: [a]}\n", "2:6", "There is an invisible U+00A0: write a plain space."),
+        ("name: t\nkind: task\ntask:\n\trun: [a]\n", "4:1", "There is a tab: indent with spaces."),
+    ],
+)
+def test_what_an_editor_does_not_show_is_told_where_it_stands(data, place, words):
+    """Before, a parser's words stood at another place, or at the first line."""
+    with pytest.raises(SpecError) as refused:
+        load(data)
+    assert str(refused.value).startswith(f"spec.yaml:{place}: not valid YAML: ") and words in str(refused.value)

@@ -498,22 +498,3 @@ def test_json_is_bounded_like_yaml():
         with pytest.raises(SpecError) as caught:
             load_json(data)
         assert caught.value.code == "too_large"
-
-
-@pytest.mark.parametrize(
-    ("data", "place", "words"),
-    [
-        (
-            "name: t\nlabels: {a: \xe4}\n".encode("latin-1"),
-            "2:13",
-            "the byte 0xe4 is no UTF-8. Save the file as UTF-8.",
-        ),
-        ("name: t\nkind:\u00a0task\ntask: {run: [a]}\n", "2:6", "There is an invisible U+00A0: write a plain space."),
-        ("name: t\nkind: task\ntask:\n\trun: [a]\n", "4:1", "There is a tab: indent with spaces."),
-    ],
-)
-def test_what_an_editor_does_not_show_is_told_where_it_stands(data, place, words):
-    """Before, a parser's words stood at another place, or at the first line."""
-    with pytest.raises(SpecError) as refused:
-        load(data)
-    assert str(refused.value).startswith(f"spec.yaml:{place}: not valid YAML: ") and words in str(refused.value)

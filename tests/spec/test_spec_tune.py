@@ -129,6 +129,14 @@ def test_what_can_come_to_nothing_is_refused_with_what_was_meant(section: str, l
     assert words in refusal(spec(section, *lines))
 
 
+def test_what_an_evaluation_measures_unasked_is_a_metric_of_a_search() -> None:
+    """Before, eval.loss was refused where another number was asked for, and every trial reports it."""
+    train = TRAIN.replace("metrics: [loss]", "metrics: [perplexity]")
+    assert "perplexity" in train and load(spec(train, "space: {seed: {grid: [1]}}", "metric: eval.loss"))
+    bare = TRAIN.replace("metrics: [loss], ", "")
+    assert "metrics" not in bare and load(spec(bare, "space: {seed: {grid: [1]}}", "metric: eval.loss"))
+
+
 def test_an_evaluation_at_the_end_alone_is_nothing_to_stop_trials_by() -> None:
     late = TRAIN.replace(", every: 10", "")
     lines = "space: {seed: {grid: [1, 2]}}", "metric: eval.loss", "scheduler: asha"
