@@ -113,12 +113,13 @@ def _what_nobody_sees(text: str | bytes, place: tuple[int, int] | None) -> _Seen
     if isinstance(text, bytes):
         if text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             return _Seen()
+        data = text
         try:
-            text = text.decode()
+            text = data.decode()
         except UnicodeDecodeError as error:
-            before = text[: error.start]
+            before = data[: error.start]
             where = before.count(b"\n") + 1, len(before.rpartition(b"\n")[2].decode()) + 1
-            return _Seen(where, f"the byte 0x{text[error.start]:02x} is no UTF-8", "Save the file as UTF-8.")
+            return _Seen(where, f"the byte 0x{data[error.start]:02x} is no UTF-8", "Save the file as UTF-8.")
     lines = text.split("\n")
     for number, line in enumerate(lines, 1):
         for character in ("\u00a0", "\u3000", "\u200b", "\ufeff"):
@@ -127,8 +128,8 @@ def _what_nobody_sees(text: str | bytes, place: tuple[int, int] | None) -> _Seen
                 return _Seen(
                     (number, line.index(character) + 1), "", f"There is an invisible {name}: write a plain space."
                 )
-    line, column = place or (0, 0)
-    if 0 < line <= len(lines) and "\t" in lines[line - 1][:column]:
+    row, column = place or (0, 0)
+    if 0 < row <= len(lines) and "\t" in lines[row - 1][:column]:
         return _Seen(None, "", "There is a tab: indent with spaces.")
     return _Seen()
 
