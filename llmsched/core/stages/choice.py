@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from llmsched.core.records import GangState
 from llmsched.core.rules import Rules
@@ -33,16 +34,25 @@ class Choice:
             level[1] += 1
         return self.shortfall, reluctant, tuple((*level, *levels[level]) for level in sorted(levels, reverse=True))
 
-    def loses_nothing(self, rules: Rules, cost: dict[str, int], allowed: Sequence[tuple[GangState, str]]) -> bool:
-        """Whether no set of those that are `allowed`, each with its reason code, ranks before it: it is one gang, of
-        which nothing is lost, and nobody would leave sooner."""
-        if len(self.victims) > 1 or self.shortfall or self.lost(cost):
+    def loses_nothing(
+        self, rules: Rules, cost: dict[str, int], allowed: Sequence[tuple[GangState, str]], missing: int
+    ) -> bool:
+        """Whether no set of those that are `allowed`, each with its reason code, ranks before it: nothing is lost,
+        nobody would leave sooner, and fewer of whom nothing is lost do not have the thousandths of GPUs that are
+        `missing`."""
+        if self.shortfall or self.lost(cost) or any(map(rules.is_reluctant, self.victims)):
             return False
-        [victim] = self.victims
-        level = (victim.spec.priority, rules.seniority(victim, self.why[victim.id]))
-        if rules.is_reluctant(victim):
+        levels = [(other.spec.priority, rules.seniority(other, code)) for other, code in allowed]
+        lowest, fewest = min(levels), 1
+        if any((one.spec.priority, rules.seniority(one, self.why[one.id])) > lowest for one in self.victims):
             return False
-        return all(level <= (other.spec.priority, rules.seniority(other, code)) for other, code in allowed)
+        rows = zip(allowed, levels, strict=True)
+        gives = [rules.gpus_of(one) for (one, _), level in rows if level == lowest and not cost[one.id]]
+        for given in accumulate(sorted(gives, reverse=True)):
+            if given >= missing:
+                break
+            fewest += 1
+        return len(self.victims) <= fewest
 
     def is_much_better(self, other: Choice, rules: Rules, cost: dict[str, int]) -> bool:
         """Whether a queue is spared, or at most half as much is lost."""

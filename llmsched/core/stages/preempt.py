@@ -170,15 +170,15 @@ class Search:
         own = sum(rules.gpus_of(victim) for victim, _ in kinds[-1])
         if rules.strategy == "inside" and not rules.can_hold(own):
             return None
-        short = self._whole() - self._at_most(mask)
+        missing = short = self._whole() - self._at_most(mask)
         for victim, _ in allowed:
             if short <= 0:
                 break
             short -= rules.gpus_of(victim)
         if not allowed or short > 0:
             return None
-        best = self._in_best_scope(mask, kinds, allowed)
-        if best is None or best.loses_nothing(rules, self.cost_of, allowed):
+        best = self._in_best_scope(mask, kinds, allowed, missing)
+        if best is None or best.loses_nothing(rules, self.cost_of, allowed, missing):
             return best
         return self._with_less_loss(best, mask, kinds)
 
@@ -262,7 +262,8 @@ class Search:
         """Whole GPUs of what it needs, in thousandths."""
         return self.need - self.need % MILLI
 
-    def _in_best_scope(self, mask: int, kinds: list[list[Row]], allowed: list[Row]) -> Choice | None:
+    def _in_best_scope(self, mask: int, kinds: list[list[Row]], allowed: list[Row], missing: int) -> Choice | None:
+        """`missing`: thousandths of GPUs that victims have to let go of at least."""
         best: Choice | None = None
         for scope in _scopes(self.trial, self.gang, self.rules.option, self.need, mask, allowed, self._offered()):
             narrow = scope != mask
@@ -271,7 +272,7 @@ class Search:
                 continue
             if best is None or choice.rank(self.rules, self.cost_of) < best.rank(self.rules, self.cost_of):
                 best = choice
-                if best.loses_nothing(self.rules, self.cost_of, allowed):
+                if best.loses_nothing(self.rules, self.cost_of, allowed, missing):
                     break
         return best
 
