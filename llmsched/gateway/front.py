@@ -54,7 +54,7 @@ APP_ROUTE = "http"  # of the replica of an app
 STREAM_HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
 END: Any = object()  # of a stream; an app may well say None
 _OUR_FAULT = "The gateway failed; its log says why."
-TABLE_WITHIN_S = 5.0  # the bridge looks every 1.5 s whether the gateway has it
+TABLE_WITHIN_S = 5.0  # the bridge looks twice a second whether the gateway has it
 HELD_COMMENT = b": waiting for a replica\n\n"
 LAST_WORDS_S = 1.0  # for telling a client why its stream ends
 

@@ -143,9 +143,9 @@ def test_a_load_is_told_now_and_then_and_one_that_jumps_at_once(desk):
     often_s = TELL_EVERY_S / 3
     steady = loads(desk, *[(2.0, 0.0)] * 4, every_s=often_s)
     assert steady == [[(2.0, 0.0)], [], [], [(2.0, 0.0)]]
-    grows = loads(desk, (2.4, 0.0), (3.0, 0.0), (3.2, 0.0), (9.0, 4.0), every_s=often_s)
-    assert grows == [[], [(3.0, 0.0)], [(3.2, 0.0)], [(9.0, 4.0)]]
-    assert loads(desk, (9.2, 4.0), (0.0, 0.0), (0.0, 0.0), every_s=often_s) == [[], [(0.0, 0.0)], []]
+    grows = loads(desk, (2.2, 0.0), (2.4, 0.0), (2.5, 0.0), (9.0, 4.0), every_s=often_s)
+    assert grows == [[], [(2.4, 0.0)], [(2.5, 0.0)], [(9.0, 4.0)]]
+    assert loads(desk, (9.5, 4.0), (0.0, 0.0), (0.0, 0.0), every_s=often_s) == [[], [(0.0, 0.0)], []]
     assert loads(desk, (0.0, 1.0), every_s=often_s) == [[(0.0, 1.0)]]  # who is held wakes an endpoint
 
 

@@ -20,7 +20,7 @@ from llmsched.executors.bridge.gateway_actor import STARTS_WITHIN_S, Gone, Load,
 from llmsched.executors.port import Deliver, EndpointSeen, KeyUsageSeen, LoadSeen, RouteTable
 
 TELL_EVERY_S = 1.5
-JUMP_TIMES, JUMP_AT_LEAST = 1.5, 1.0  # a load that is so much more than what was told, and by so many requests
+JUMP_PART, JUMP_AT_LEAST = 0.1, 0.3  # of what was told, and in requests: a load that has grown by both is told at once
 HUNG_AFTER_S = 5.0  # without an answer it is ended, and Ray makes another
 STANDBY_AFTER_S = 20.0  # that the first one has answered: it starts alone
 NODES_FOR_TWO = 2
@@ -119,7 +119,7 @@ class Endpoint:
             self._told = {workload: self._told[workload] for workload in self._told.keys() & recent.keys()}
         for workload in recent:
             load_now, told = recent[workload] + queued[workload], self._told.get(workload, 0.0)
-            if is_due or load_now >= max(JUMP_TIMES * told, told + JUMP_AT_LEAST):
+            if is_due or load_now - told >= max(JUMP_PART * told, JUMP_AT_LEAST):
                 self._told[workload] = load_now
                 measured = self._untold.pop(workload, ())
                 self._deliver(LoadSeen(workload, recent[workload], queued[workload], measured))
