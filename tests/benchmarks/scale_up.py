@@ -13,7 +13,8 @@ Told is the time from that step to the first token of the second replica, with t
 As soon as either says that the second replica is ready, one more request is asked. With llmsched it goes to the replica
 with least to do, which is the new one, and its first token counts. With Ray Serve each stream begins with its process,
 and the first token of a new one counts, whoever had asked for it. On the node each has had one replica before, which
-answers already; llmsched forks the next one from a process that has imported what it needs, Ray Serve begins one anew.
+answers already, and the weights are converted; llmsched forks the next one from a process that has imported what it
+needs, Ray Serve begins one anew.
 A side that has the second replica before the step ends the run with an error: its time would be none. JSON; seconds.
 Ends everything it starts.
 """
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import statistics
@@ -29,7 +31,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,16 +69,17 @@ def main() -> None:
         print(json.dumps(of_serve(json.loads(given.serve))))
         return
     if given.only is not None:
-        sides = {"ours": lambda: of_llmsched("tuned"), "serve": lambda: in_a_process_of_its_own("tuned")}
-        print(json.dumps(sides[given.only](), indent=2))
+        sides = {"ours": in_a_home, "serve": in_a_process_of_its_own}
+        print(json.dumps(sides[given.only]("tuned"), indent=2))
         return
     rounds: dict[str, list[Found]] = {"ours": [], "serve": []}
-    for number in range(given.rounds):
-        rounds["ours"].append(of_llmsched("tuned"))
-        rounds["serve"].append(in_a_process_of_its_own("tuned"))
-        print(f"round {number + 1}: {[side[-1] for side in rounds.values()]}", file=sys.stderr)
-    tuned = {name: statistics.median(one["first_token_s"] for one in side) for name, side in rounds.items()}
-    comes = {"ours": of_llmsched("as_it_comes"), "serve": in_a_process_of_its_own("as_it_comes")}
+    with home():
+        for number in range(given.rounds):
+            rounds["ours"].append(of_llmsched("tuned"))
+            rounds["serve"].append(in_a_process_of_its_own("tuned"))
+            print(f"round {number + 1}: {[side[-1] for side in rounds.values()]}", file=sys.stderr, flush=True)
+        tuned = {name: statistics.median(one["first_token_s"] for one in side) for name, side in rounds.items()}
+        comes = {"ours": of_llmsched("as_it_comes"), "serve": in_a_process_of_its_own("as_it_comes")}
     result = {
         "first_token_s": {**tuned, "as_it_comes": {name: one["first_token_s"] for name, one in comes.items()}},
         "ours/serve": round(tuned["ours"] / tuned["serve"], 2),
@@ -137,44 +140,66 @@ async def streamed(url: str, key: str, body: dict[str, Any]) -> AsyncIterator[st
 # --- ours -----------------------------------------------------------------------------------------------------------
 
 
-def of_llmsched(how: str) -> Found:
-    from llmsched import AsyncClient, Client
-
+@contextlib.contextmanager
+def home() -> Iterator[None]:
+    """Of all rounds: weights are converted once, as on a node that has had the model."""
     with tempfile.TemporaryDirectory(prefix="llms") as folder:
-        home = Path(folder) / "home"
-        os.environ["LLMSCHED_HOME"] = str(home)
-        spec = Path(folder) / "chat.yaml"
-        spec.write_text(SPEC % OURS[how])
-        llmsched("up", "--nodes", "1x2:A100")
+        os.environ["LLMSCHED_HOME"] = str(Path(folder) / "home")
         try:
-            llmsched("apply", "-f", str(spec), "--wait")
-            wait_for_fork_server()
-            with Client() as client:
-                seen = max(event.seq for event in client.events(follow=False))
-                url = f"{client.health().urls['endpoint']}/v1/chat/completions"
-            key = (home / "token").read_text().strip()
-            took: dict[str, float] = {}
-
-            def ask() -> AsyncIterator[str]:
-                said = [{"role": "user", "content": ASKED}]
-                return streamed(url, key, {"model": "chat", "messages": said, "max_tokens": TOKENS, "stream": True})
-
-            async def second(tell: Tell) -> None:
-                async with AsyncClient() as asker:
-                    async for event in asker.events(seen):
-                        if event.kind == "Launch" and event.workload == "chat":
-                            tell("asked_for")
-                        if event.kind == "Bound" and event.workload == "chat":
-                            tell("ready")
-                            took.update({step: s for step, s in (event.data.get("took") or {}).items() if s})
-                            async for line in ask():
-                                if '"content": "' in line or '"content":"' in line:
-                                    tell("first_token")
-                                    return
-
-            return asyncio.run(step(ask, second)) | {"took": took}
+            yield
         finally:
             llmsched("down", "--purge", "--yes")
+
+
+def in_a_home(how: str) -> Found:
+    with home():
+        return of_llmsched(how)
+
+
+def of_llmsched(how: str) -> Found:
+    from llmsched import Client
+
+    at = Path(os.environ["LLMSCHED_HOME"])
+    spec = at.parent / "chat.yaml"
+    spec.write_text(SPEC % OURS[how])
+    llmsched("up", "--nodes", "1x2:A100")
+    try:
+        llmsched("apply", "-f", str(spec), "--wait")
+        wait_for_fork_server()
+        with Client() as client:
+            url = f"{client.health().urls['endpoint']}/v1/chat/completions"
+        found = asyncio.run(second_of_llmsched(url, (at / "token").read_text().strip()))
+        llmsched("cancel", "chat")
+        return found
+    finally:
+        llmsched("down")
+
+
+async def second_of_llmsched(url: str, key: str) -> Found:
+    from llmsched import AsyncClient
+
+    took: dict[str, float] = {}
+
+    def ask() -> AsyncIterator[str]:
+        said = [{"role": "user", "content": ASKED}]
+        return streamed(url, key, {"model": "chat", "messages": said, "max_tokens": TOKENS, "stream": True})
+
+    async with AsyncClient() as asker:
+        seen = (await asker.health()).seq
+
+        async def second(tell: Tell) -> None:
+            async for event in asker.events(seen):
+                if event.kind == "Launch" and event.workload.partition("@")[0] == "chat":
+                    tell("asked_for")
+                if event.kind == "Bound" and event.workload.partition("@")[0] == "chat":
+                    tell("ready")
+                    took.update({what: s for what, s in (event.data.get("took") or {}).items() if s})
+                    async for line in ask():
+                        if '"content":"' in line.replace(": ", ":"):
+                            tell("first_token")
+                            return
+
+        return await step(ask, second) | {"took": took}
 
 
 # --- Ray Serve's ----------------------------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ def main() -> None:
     seen = {}
     for name in given.what:
         with tempfile.TemporaryDirectory(prefix="llms") as folder:
+            Path(folder).chmod(0o755)  # Ray may run as another user, who is to read the model
             os.environ["LLMSCHED_HOME"] = str(Path(folder) / "home")
             seen[name] = {"split": split, "surge": surge}[name](Path(folder))
     print(json.dumps(seen, indent=2))
