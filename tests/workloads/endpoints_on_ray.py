@@ -42,14 +42,21 @@ def main() -> None:
     sys.exit(not all(one["as_it_should_be"] for one in seen.values()))
 
 
+def model_in(folder: Path) -> str:
+    made = tiny_models.llama(folder / "model")
+    for file in made.iterdir():
+        file.chmod(0o644)
+    return str(made)
+
+
 def llmsched(*words: str) -> None:
     subprocess.run([sys.executable, "-m", "llmsched.cli.main", *words], check=True, stdout=subprocess.DEVNULL)
 
 
-def apply(folder: Path, *specs: dict) -> None:
+def apply(folder: Path, *specs: dict, more: tuple[str, ...] = ()) -> None:
     file = folder / "specs.json"
     file.write_text("\n---\n".join(json.dumps(spec) for spec in specs))
-    llmsched("apply", "-f", str(file), "--wait")
+    llmsched("apply", "-f", str(file), "--wait", *more)
 
 
 class Asker:
@@ -97,7 +104,7 @@ class Asker:
 def split(folder: Path) -> dict:
     vllm_on_wires.install(folder / "packages")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(folder / "packages"), *sys.path[:1]])
-    model = {"model": {"source": str(tiny_models.llama(folder / "model"))}, "engine": "vllm"}
+    model = {"model": {"source": model_in(folder)}, "engine": "vllm"}
     reader = ENDPOINT | {"name": "reader", "serve": model | {"role": "prefill"}}
     chat = ENDPOINT | {"name": "chat", "serve": model | {"prefill": {"endpoint": "reader", "from_tokens": 1}}}
     llmsched("up", "--nodes", "1x2:A100", "--env", "PYTHONPATH")
@@ -109,7 +116,7 @@ def split(folder: Path) -> dict:
             client.cancel("reader")
             told["without a reader"] = asker.answer_by("abcdef", False)
             why = " ".join(one.text for one in client.why("chat").scaling)
-        apply(folder, reader)
+        apply(folder, reader, more=("--again",))  # what has been cancelled begins another run
         told["with a new one"] = asker.answer_by("abcdef", True)
     finally:
         llmsched("down", "--purge", "--yes")
@@ -119,7 +126,7 @@ def split(folder: Path) -> dict:
 
 
 def surge(folder: Path) -> dict:
-    source = str(tiny_models.llama(folder / "model"))
+    source = model_in(folder)
     spec = ENDPOINT | {"name": "chat", "serve": {"model": {"source": source}}, "rollout": {"max_surge": 0}}
     llmsched("up", "--nodes", "1x1:A100")
     try:
