@@ -1,6 +1,6 @@
 """How soon the next replica answers after a step of the load, live, beside Ray Serve's own autoscaling, in one run.
 
-    python tests/benchmarks/scale_up.py [--rounds 3] > scale_up.json
+    python tests/benchmarks/scale_up.py [--rounds 3] [--own-values] > scale_up.json
 
 Both serve SmolLM2-135M with the same engine and one thread a replica, from 1 to 2 replicas on one node of pretend GPUs,
 with a target of TARGET requests in flight at a replica. One caller streams one answer after the other; then CALLERS do.
@@ -8,7 +8,7 @@ Told is the time from that step to the first token of the second replica, with t
 
     tuned         no delay upwards; Ray Serve's other knobs so that it looks as often as it can: `metrics_interval_s`,
                   `look_back_period_s`
-    as it comes   each with its own values of all but the target, in one round: both wait 30 s whether the load lasts
+    as it comes   (`--own-values`) each with its own values of all but the target: both wait 30 s whether the load lasts
 
 As soon as either says that the second replica is ready, one more request is asked. With llmsched it goes to the replica
 with least to do, which is the new one, and its first token counts. With Ray Serve each stream begins with its process,
@@ -62,6 +62,7 @@ Tell = Callable[[str], None]  # that something has come, by its name
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--own-values", action="store_true", help="one more round of each, as it comes")
     parser.add_argument("--only", choices=("ours", "serve"), help="one tuned round of one side, to look at it")
     parser.add_argument("--serve", metavar="KNOBS", help="one round of Ray Serve, in this process; as main() asks")
     given = parser.parse_args()
@@ -79,7 +80,9 @@ def main() -> None:
             rounds["serve"].append(in_a_process_of_its_own("tuned"))
             print(f"round {number + 1}: {[side[-1] for side in rounds.values()]}", file=sys.stderr, flush=True)
         tuned = {name: statistics.median(one["first_token_s"] for one in side) for name, side in rounds.items()}
-        comes = {"ours": of_llmsched("as_it_comes"), "serve": in_a_process_of_its_own("as_it_comes")}
+        comes = {}
+        if given.own_values:
+            comes = {"ours": of_llmsched("as_it_comes"), "serve": in_a_process_of_its_own("as_it_comes")}
     result = {
         "first_token_s": {**tuned, "as_it_comes": {name: one["first_token_s"] for name, one in comes.items()}},
         "ours/serve": round(tuned["ours"] / tuned["serve"], 2),
@@ -161,10 +164,11 @@ def of_llmsched(how: str) -> Found:
 
     at = Path(os.environ["LLMSCHED_HOME"])
     spec = at.parent / "chat.yaml"
+    more = ["--again"] if spec.exists() else []  # the one of the round before was cancelled
     spec.write_text(SPEC % OURS[how])
     llmsched("up", "--nodes", "1x2:A100")
     try:
-        llmsched("apply", "-f", str(spec), "--wait")
+        llmsched("apply", "-f", str(spec), "--wait", *more)
         wait_for_fork_server()
         with Client() as client:
             url = f"{client.health().urls['endpoint']}/v1/chat/completions"
