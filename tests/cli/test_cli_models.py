@@ -22,7 +22,7 @@ train:
 ---
 name: tone
 kind: serve
-serve: {model: {source: run://tones}}
+serve: {model: {source: run://tones}, task: sequence-classification}
 """
 
 
